@@ -1,0 +1,83 @@
+"""Tasks, and where they come from.
+
+A ``Task`` is one problem. A ``TaskSource`` turns a random generator and a split into a task, so that an environment's task
+is a function of (seed, split) alone. Splits are disjoint by content: a generated task belongs to the split that a hash of
+its normalised question names (`split_of`), a data set keeps its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from agent_envs.actions import Move
+
+Oracle = Callable[[str], Move]
+"""A scripted expert of one episode: the latest observation -> the next move."""
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem.
+
+    Args:
+        id: Names the task within its source; ``TaskSource.get(id)`` makes the same task again.
+        question: What the policy is shown at ``reset``.
+        answers: The gold answers, any of which is right. Never shown to the policy.
+        metadata: Whatever else the source knows, such as the difficulty. JSON values only.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class NoOracle(LookupError):
+    """This source has no scripted expert; whatever needs one is skipped, and says so."""
+
+
+class TaskSource(ABC):
+    """Where an environment's tasks come from.
+
+    Attributes:
+        name: Short name, used in task ids, run folders and messages.
+        splits: The splits that this source has.
+    """
+
+    name: str
+    splits: tuple[str, ...] = SPLITS
+
+    @abstractmethod
+    def sample(self, rng: np.random.Generator, split: str) -> Task:
+        """Draws a task of ``split``; the same generator state gives the same task."""
+
+    @abstractmethod
+    def get(self, task_id: str) -> Task:
+        """The task of that id. Raises ``KeyError`` with a message when there is none."""
+
+    def ids(self, split: str) -> Sequence[str] | None:
+        """The ids of a split in order, or None where the source generates without end."""
+        return None
+
+    def oracle(self, task: Task) -> Oracle:
+        """A scripted expert for ``task``. Raises ``NoOracle`` where the source has none."""
+        raise NoOracle(f"task source {self.name!r} has no oracle")
+
+
+def normalise_question(question: str) -> str:
+    """Case-folded, with runs of white space as one blank: two questions that read alike are one."""
+    return " ".join(question.casefold().split())
+
+
+def split_of(question: str) -> str:
+    """The split that a generated question belongs to: 80 % train, 10 % validation, 10 % test, by content alone."""
+    bucket = hashlib.blake2b(normalise_question(question).encode(), digest_size=8).digest()[0] * 100 // 256
+    return "train" if bucket < 80 else "validation" if bucket < 90 else "test"
