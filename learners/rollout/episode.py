@@ -1,0 +1,203 @@
+"""One episode: an environment, the stream of tokens that plays it, and its path in the rollout tree.
+
+An episode runs by itself: it waits for its own tokens and its own tool calls and for nobody else's. Environments are
+synchronous, so each call runs in a thread.
+
+A trajectory that a token limit cuts ends there: its environment is not stepped with the unfinished action; it earns what the
+environment paid until then plus ``Limits.cut_reward``; it is no success; and it is trained on like any other, all tokens of
+it. The default is what ARPO's reward gives a reply without an answer, so that rambling pays no better than a malformed answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import gymnasium as gym
+
+from agent_envs.env import ToolEnv
+from agent_envs.faults import EnvironmentFault
+from agent_envs.actions import Format, PlainFormat
+from agent_envs.tool import Tool
+from learners.rollout.rendering import Renderer
+from learners.rollout.tree import Leaf, RolloutTree
+from learners.sampling.sampler import Continuation, Decoding, Stream
+from tracebank.trajectory import Turn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a trajectory may become.
+
+    Args:
+        turn_tokens: Tokens that the policy may write in one turn.
+        total_tokens: Tokens of the whole sequence, prompt and observations included.
+        cut_reward: What is added to the return of a trajectory that one of the two cut.
+    """
+
+    turn_tokens: int = 256
+    total_tokens: int = 2048
+    cut_reward: float = -1.0
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How an environment is talked to.
+
+    Args:
+        format: Its format; `PlainFormat` for an environment that is no ``ToolEnv``.
+        system_prompt: The instructions that open the conversation.
+        tools: The tools that its actions may call.
+    """
+
+    format: Format
+    system_prompt: str
+    tools: tuple[Tool, ...]
+
+    @classmethod
+    def of(cls, environment: gym.Env[Any, Any]) -> Dialect:
+        inner = environment.unwrapped
+        if isinstance(inner, ToolEnv):
+            return cls(inner.format, inner.system_prompt, tuple(inner.tools))
+        return cls(PlainFormat(), "", ())
+
+
+class Episode:
+    """One trajectory being played.
+
+    Args:
+        environment: A Gymnasium text environment; this episode is its only user until it ends.
+        stream: Its live sequence.
+        tree: The group's tree, which it writes its segments to.
+        path: Its place in the group.
+        renderer: From messages to token ids.
+        limits: When it is cut.
+        temperature: Of decoding.
+        threads: Where the environment's calls run.
+    """
+
+    def __init__(
+        self,
+        environment: gym.Env[Any, Any],
+        stream: Stream,
+        tree: RolloutTree,
+        path: tuple[int, ...],
+        *,
+        renderer: Renderer,
+        limits: Limits,
+        temperature: float,
+        threads: Executor,
+    ) -> None:
+        self.environment, self.stream, self.tree = environment, stream, tree
+        self.leaf = Leaf(path=path, segment=0)
+        self.ended = False
+        self._renderer, self._limits, self._temperature, self._threads = renderer, limits, temperature, threads
+        self._dialect = Dialect.of(environment)
+
+    async def play(self) -> Leaf:
+        """Plays from the reset to the end; the leaf is then part of the tree, whatever happened."""
+        try:
+            await self.reset()
+            while not self.ended:
+                await self.turn()
+        except EnvironmentFault as fault:
+            self.leaf.fault = f"{fault.component or 'environment'}: {fault}"
+            self._end("fault")
+        finally:
+            self.stream.cancel()
+        return self.leaf
+
+    async def reset(self) -> None:
+        """Opens the episode; the first of a group to get here writes the prompt into the tree."""
+        question, info = await self._call(lambda: self.environment.reset(seed=self.tree.seed))
+        if not isinstance(question, str):
+            raise TypeError(
+                f"the learners train on text environments, whose observations are str, but {self.environment} gave "
+                f"{type(question).__name__}: wrap it so that observations and actions are text"
+            )
+        prompt = self._renderer.opening(
+            self._dialect.format.opening(question, self._dialect.system_prompt, self._dialect.tools)
+        )
+        if not self.tree.segments:
+            self.tree.question = question
+            self.tree.task_id = str(info.get("task_id", f"seed {self.tree.seed}"))
+            self.tree.add("prompt", prompt, None, turn=0)
+        elif question != self.tree.question:
+            raise ValueError(
+                f"two resets of {self.environment} with seed {self.tree.seed} gave different questions, but the episodes of a "
+                "group must be of one task: make its task a function of the seed"
+            )
+        self.stream.append(prompt)
+
+    async def turn(self) -> None:
+        """One action and the observation that answers it."""
+        room = min(self._limits.turn_tokens, self._limits.total_tokens - len(self.stream.ids))
+        action = await self._write(room) if room > 0 else None
+        if action is None or action.stop == "length":
+            self.leaf.reward += self._limits.cut_reward
+            self._end("length")
+            return
+        text = action.text
+        observation, reward, terminated, truncated, info = await self._call(lambda: self.environment.step(text))
+        leaf = self.leaf
+        parsed = self._dialect.format.parse(text, self._dialect.tools)
+        leaf.turns.append(Turn(text[: parsed.begin], text[parsed.begin : parsed.end], observation))
+        leaf.reward += float(reward)
+        leaf.tool_calls = int(info.get("tool_calls", 0))
+        if info.get("policy_fault"):
+            leaf.policy_faults.append(info["policy_fault"])
+        if terminated or truncated:
+            leaf.score = info.get("score", {})
+            leaf.success = bool(info["success"]) if "success" in info else leaf.reward >= 1.0
+            self._end("terminated" if terminated else "truncated")
+            return
+        answer = self._renderer.observation(self._dialect.format.observe(observation), turn_ended=action.stop == "eos")
+        if len(self.stream.ids) + len(answer) >= self._limits.total_tokens:
+            leaf.reward += self._limits.cut_reward
+            self._end("length")
+            return
+        self.stream.append(answer)
+        leaf.segment = self.tree.add("tool", answer, leaf.segment, turn=len(leaf.turns))
+
+    async def _write(self, room: int) -> Continuation:
+        """Lets the policy write one action of at most ``room`` tokens, and puts it into the tree."""
+        stop = self._dialect.format.stop(self._dialect.tools)
+        parts: list[Continuation] = []
+        text = ""
+        while True:
+            self.stream.decode(Decoding(temperature=self._temperature, stop=stop, max_tokens=room))
+            part = await self.stream.rest()
+            parts.append(part)
+            text += part.text
+            room -= len(part.ids)
+            if part.stop != "stop" or room <= 0 or not self._dialect.format.unfinished(text, self._dialect.tools):
+                break
+        action = Continuation(
+            ids=tuple(token for part in parts for token in part.ids),
+            logprobs=tuple(number for part in parts for number in part.logprobs),
+            entropies=tuple(number for part in parts for number in part.entropies),
+            text=text,
+            stop=parts[-1].stop,
+        )
+        self.leaf.segment = self.tree.add(
+            "policy",
+            action.ids,
+            self.leaf.segment,
+            turn=len(self.leaf.turns),
+            logprobs=action.logprobs,
+            entropies=action.entropies,
+        )
+        return action
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+    def _end(self, stop: str) -> None:
+        self.leaf.stop = stop
+        self.ended = True
+        self.tree.leaves.append(self.leaf)

@@ -1,0 +1,207 @@
+"""The configuration of a run: a dataclass that is the command line, the ``config.yaml`` of the run folder, and nothing else.
+
+A learner's own configuration extends `RunConfig` with its algorithm's options. What a user gets wrong is a `UsageError`: one
+line that says what was expected, what was found and what to do; the command line prints it and exits with code 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import gymnasium as gym
+import yaml
+from gymnasium.envs.registration import load_env_creator
+
+import agent_envs  # registers the environments' ids
+
+
+class UsageError(ValueError):
+    """Something that the user asked for cannot be done as asked."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every learner's run is told."""
+
+    env: str = "MathTool-v0"
+    """Environment id. With ':' or '/' it is used as it is (module:id is Gymnasium's convention); else agent_envs/NAME if
+    registered, else NAME."""
+    tasks: str | None = None
+    """Task source of the environment, such as gsm8k, a JSONL file or reasoning_gym:chain_sum; default: its own."""
+    env_args: str = "{}"
+    """Further arguments of the environment, a JSON object."""
+    model: str = "tiny"
+    """The policy: tiny (built and taught here, no download), a Hugging Face id, or a folder."""
+    output: str | None = None
+    """Run folder; default: a new one under runs/."""
+    resume: str | None = None
+    """Run folder to go on with, from its newest checkpoint. Other options then default to that run's."""
+    seed: int = 0
+    """Seed of tasks, sampling and updates."""
+
+    steps: int = 30
+    """Batches to learn from."""
+    tasks_per_step: int = 16
+    """Groups in a batch."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after the warm-up; linear and cosine end at zero."""
+    warmup_steps: int = 0
+    """Batches over which the learning rate rises from zero."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    epochs: int = 1
+    """Passes over a batch."""
+    minibatch_groups: int = 0
+    """Groups an optimiser step; 0: the whole batch."""
+    micro_tokens: int = 16384
+    """Padded tokens in one forward and backward pass; changes memory, not results."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+
+    temperature: float = 1.0
+    """Sampling temperature."""
+    turn_tokens: int = 256
+    """Tokens that the policy may write in a turn."""
+    total_tokens: int = 2048
+    """Tokens of a whole trajectory, prompt and tool results included."""
+    cut_reward: float = -1.0
+    """Added to the return of a trajectory that a token limit cut (learners/rollout/episode.py has the rule)."""
+    concurrency: int = 256
+    """Trajectories that are live at once."""
+    max_fault_share: float = 0.1
+    """The run stops when a larger share of a batch's trajectories ends in environment faults."""
+
+    eval_tasks: int = 200
+    """Held-out tasks of each evaluation."""
+    eval_every: int = 0
+    """Steps between evaluations during training; 0: only before and after."""
+    train_split: str = "train"
+    """Split to train on, where the environment has splits."""
+    eval_split: str = "test"
+    """Held-out split, where the environment has splits."""
+    checkpoint_every: int = 5
+    """Steps between checkpoints; there is always one at the end."""
+
+    sampler: Literal["auto", "transformers"] = "auto"
+    """What samples: transformers (in process). auto takes the strongest that works."""
+    device: str = "auto"
+    """Device of the policy: auto, cpu, cuda."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the policy; auto: float32 on CPU, bfloat16 elsewhere."""
+    threads: int = 2
+    """CPU threads of the policy's arithmetic; part of what makes two runs equal."""
+    deterministic: bool | None = None
+    """Bit-equal reruns and resumes; default: only for the tiny policy on CPU."""
+
+    def save(self, path: Path) -> None:
+        """Writes the configuration, with its learner's name, as YAML."""
+        path.write_text(yaml.safe_dump({"learner": learner_name(type(self)), **dataclasses.asdict(self)}, sort_keys=False))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads what `save` wrote. Raises `UsageError` where it is another learner's, or not readable."""
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as problem:
+            raise UsageError(f"{path} cannot be read: {problem}") from None
+        if not isinstance(values, dict) or "learner" not in values:
+            raise UsageError(f"{path} is no run configuration: expected a mapping with the key 'learner'")
+        learner = values.pop("learner")
+        if learner != learner_name(cls):
+            raise UsageError(f"{path.parent} is a run of the learner {learner!r}, not of {learner_name(cls)!r}")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise UsageError(f"{path} has options that this version does not know: {', '.join(unknown)}")
+        return cls(**values)
+
+
+def learner_name(config_class: type[RunConfig]) -> str:
+    """The name of the learner that a configuration belongs to, such as ``grpo``."""
+    return config_class.__name__.removesuffix("Config").lower()
+
+
+def environment_maker(config: RunConfig, split: str) -> Callable[[], gym.Env[Any, Any]]:
+    """What makes the environment of a run.
+
+    Args:
+        config: Names the environment and its arguments.
+        split: Given to the environment where it takes one.
+
+    Returns:
+        A function that makes one environment.
+
+    Raises:
+        UsageError: There is no such environment, or it does not take these arguments.
+    """
+    try:
+        extra = json.loads(config.env_args)
+        if not isinstance(extra, dict):
+            raise ValueError("it is no object")
+    except ValueError as problem:
+        raise UsageError(f"--env-args must be a JSON object such as '{{\"max_turns\": 4}}': {problem}") from None
+    name = full_name(config.env)
+    try:
+        spec = gym.spec(name)
+        creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    except (gym.error.Error, ImportError, AttributeError) as problem:
+        known = sorted(id.removeprefix("agent_envs/") for id in gym.registry)
+        close = difflib.get_close_matches(config.env, known, n=3)
+        hint = f"; close: {', '.join(close)}" if close else f"; ours: {', '.join(sorted(agent_envs.ENVIRONMENTS))}"
+        raise UsageError(f"--env {config.env}: there is no such environment ({str(problem).rstrip('.')}){hint}") from None
+    assert creator is not None
+    taken = inspect.signature(creator).parameters
+    arguments = dict(extra)
+    if "split" in taken:
+        arguments.setdefault("split", split)
+    if config.tasks is not None:
+        if "tasks" not in taken:
+            raise UsageError(f"--tasks {config.tasks}: the environment {name} takes no task source")
+        arguments["tasks"] = config.tasks
+    open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
+    if not open_ended and (unknown := sorted(set(arguments) - set(taken))):
+        raise UsageError(f"--env-args: {name} takes no {', '.join(unknown)}; it takes {', '.join(sorted(taken))}")
+
+    def make() -> gym.Env[Any, Any]:
+        return gym.make(name, disable_env_checker=True, **arguments)
+
+    try:
+        make().close()
+    except (ValueError, TypeError, OSError, ImportError) as problem:
+        raise UsageError(f"--env {config.env}: {problem}") from None
+    return make
+
+
+def full_name(env: str) -> str:
+    """The registered id that a name on the command line means."""
+    if ":" in env or "/" in env:
+        return env
+    return f"agent_envs/{env}" if f"agent_envs/{env}" in gym.registry else env
+
+
+def check(config: RunConfig) -> None:
+    """Raises `UsageError` for values that cannot be meant."""
+    positive = ("steps", "tasks_per_step", "epochs", "turn_tokens", "total_tokens", "micro_tokens", "concurrency", "threads")
+    for name in (*positive, "eval_tasks", "checkpoint_every"):
+        if getattr(config, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
+    for name in ("minibatch_groups", "warmup_steps", "eval_every", "seed"):
+        if getattr(config, name) < 0:
+            raise UsageError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(config, name)}")
+    if not config.temperature > 0:
+        raise UsageError(f"--temperature must be above 0 to explore, not {config.temperature}")
+    if config.minibatch_groups > config.tasks_per_step:
+        raise UsageError(
+            f"--minibatch-groups {config.minibatch_groups} is more than the {config.tasks_per_step} groups of a batch"
+        )
+
+
+__all__ = ["RunConfig", "UsageError", "check", "environment_maker", "full_name", "learner_name"]

@@ -1,0 +1,68 @@
+"""The policy of a run: where its weights and its tokenizer come from, and on which device they live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from learners.run.config import RunConfig, UsageError
+from learners.run.tiny import tiny_policy
+
+
+def load_policy(
+    config: RunConfig,
+    make_env: Callable[[], gym.Env[Any, Any]],
+    progress: Callable[[str, int, int], None],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The policy that ``config.model`` names, in evaluation mode, and its tokenizer.
+
+    Raises:
+        UsageError: There is no such model here, or the device or number format cannot be had.
+    """
+    device = device_of(config)
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    if config.model == "tiny":
+        model, tokenizer = tiny_policy(make_env, progress=progress)
+    else:
+        dtype = config.dtype if config.dtype != "auto" else "float32" if device.type == "cpu" else "bfloat16"
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(config.model)
+            model = AutoModelForCausalLM.from_pretrained(config.model, dtype=getattr(torch, dtype))
+        except (OSError, ValueError) as problem:
+            first = str(problem).strip().splitlines()[0]
+            raise UsageError(
+                f"--model {config.model} cannot be loaded (expected tiny, a model id or a folder): {first}"
+            ) from None
+    return model.to(device=device).eval(), tokenizer
+
+
+def device_of(config: RunConfig) -> torch.device:
+    """The device that ``config.device`` names."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() and config.model != "tiny" else "cpu")
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as problem:
+        raise UsageError(f"--device {config.device}: {str(problem).splitlines()[0]}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {config.device}: this torch sees no CUDA device; use --device cpu")
+    return device
+
+
+def is_deterministic(config: RunConfig) -> bool:
+    """Whether the run promises bit-equal reruns: what was asked for, else only the tiny policy on CPU does."""
+    if config.deterministic is not None:
+        return config.deterministic
+    return config.model == "tiny" and device_of(config).type == "cpu"
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
+    """Every id that ends an assistant's turn: the tokenizer's, and those that the model was published with."""
+    published = getattr(model.generation_config, "eos_token_id", None)
+    listed = published if isinstance(published, list) else [] if published is None else [published]
+    return sorted({tokenizer.eos_token_id, *listed} - {None})

@@ -1,0 +1,311 @@
+"""The ``tiny`` policy: a Qwen3-shaped model of half a million parameters that is built and taught where it is used.
+
+It makes every part of a run real on a bare machine: a real tokenizer with a chat template, a real causal language model, a
+policy that can already act, but badly. It reads bytes, and each tag of the formats as one token; its chat template leaves
+the system prompt out, since half a million parameters read no instructions.
+
+It is taught by a short supervised warm start with a seed of its own: first on episodes of the environment's oracle, then on
+a mix in which most episodes hold a mistake (`_spoiled`), so that something is left to learn. Where the environment has no
+oracle it is taught something general instead, and says so. The result is cached under a hash of all that goes into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from agent_envs.actions import Answer, Call, Move, Piece
+from agent_envs.env import ToolEnv
+from agent_envs.task import NoOracle
+from learners.rollout.episode import Dialect
+from learners.rollout.rendering import Renderer
+from learners.update.supervised import Example, fit
+
+logger = logging.getLogger(__name__)
+
+TAGS = ("think", "python", "search", "browse", "result", "answer", "retrieve")
+
+_CHAT_TEMPLATE = (
+    "{%- for message in messages if message.role != 'system' -%}"
+    "<|{{ 'assistant' if message.role == 'assistant' else 'user' }}|>{{ message.content }}<|end|>"
+    "{%- endfor -%}{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the policy is built and taught.
+
+    Args:
+        hidden, layers, heads, key_value_heads, head_size, feed_forward: Its shape.
+        seed: Of its weights, its episodes and its batches.
+        clean_episodes, clean_steps: Episodes of the oracle, and optimiser steps on them.
+        mixed_episodes, mixed_steps: The same for the second part.
+        spoilt_share: Share of the second part's episodes that hold a mistake.
+        batch_size: Episodes an optimiser step.
+        learning_rate: Peak learning rate of the first part; the second has a third of it.
+        context_weight: Weight of the tokens that the policy does not write.
+    """
+
+    hidden: int = 128
+    layers: int = 3
+    heads: int = 4
+    key_value_heads: int = 2
+    head_size: int = 32
+    feed_forward: int = 256
+    seed: int = 2026
+    clean_episodes: int = 1536
+    clean_steps: int = 260
+    mixed_episodes: int = 768
+    mixed_steps: int = 80
+    spoilt_share: float = 0.6
+    batch_size: int = 64
+    learning_rate: float = 4e-3
+    context_weight: float = 0.1
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes, and one token for each tag, for ``\\boxed{`` and for the turns of a conversation."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ("<|end|>", "<|user|>", "<|assistant|>")])
+    tags = [text for tag in TAGS for text in (f"<{tag}>", f"</{tag}>")]
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in (*tags, "\\boxed{")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>", chat_template=_CHAT_TEMPLATE
+    )
+
+
+def untaught(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """The model before its warm start."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.feed_forward,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.key_value_heads,
+        head_dim=recipe.head_size,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model: PreTrainedModel = Qwen3ForCausalLM(config).eval()
+        return model
+
+
+def tiny_policy(
+    make_env: Callable[[], gym.Env[Any, Any]],
+    *,
+    recipe: Recipe | None = None,
+    cache: Path | None = None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The tiny policy for an environment, from the cache or taught now.
+
+    Args:
+        make_env: Makes the environment that it is to act in, with training tasks.
+        recipe: How; default: `Recipe`'s own.
+        cache: Folder of finished policies; default: ``$AGENT_ENVS_CACHE``, else ``~/.cache/agent-envs``.
+        progress: Called with the stage, what is done and what there is to do.
+
+    Returns:
+        The model and its tokenizer.
+    """
+    recipe = recipe or Recipe()
+    cache = cache or Path(os.environ.get("AGENT_ENVS_CACHE", "~/.cache/agent-envs")).expanduser()
+    tokenizer = tiny_tokenizer()
+    teacher = _Teacher(make_env, Renderer(tokenizer), recipe)
+    folder = cache / "tiny" / _fingerprint(recipe, tokenizer, teacher)
+    if not folder.exists():
+        model = untaught(recipe, tokenizer)
+        _teach(model, teacher, recipe, progress)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix="unfinished-"))
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        try:
+            unfinished.rename(folder)
+        except OSError:  # another process was first; its result is the same
+            shutil.rmtree(unfinished)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def _fingerprint(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: _Teacher) -> str:
+    """A hash of all that the weights depend on: this code, the libraries, the recipe, what the teacher's episodes say."""
+    parts = (
+        inspect.getsource(sys.modules[__name__]),
+        torch.__version__,
+        transformers.__version__,
+        str(torch.get_num_threads()),
+        json.dumps(asdict(recipe)),
+        tokenizer.backend_tokenizer.to_str(),
+        json.dumps([list(example.ids) for example in teacher.episodes(16, spoilt_share=0.5, stage="fingerprint")]),
+    )
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
+
+
+def _teach(model: PreTrainedModel, teacher: _Teacher, recipe: Recipe, progress: Callable[[str, int, int], None]) -> None:
+    """The warm start."""
+    model.train()
+    parts = (
+        ("clean", recipe.clean_episodes, 0.0, recipe.clean_steps, recipe.learning_rate),
+        ("mixed", recipe.mixed_episodes, recipe.spoilt_share, recipe.mixed_steps, recipe.learning_rate / 3),
+    )
+    total = recipe.clean_steps + recipe.mixed_steps
+    begun = 0
+    for stage, count, spoilt_share, steps, learning_rate in parts:
+        progress(f"{stage} episodes", begun, total)
+        examples = teacher.episodes(count, spoilt_share=spoilt_share, stage=stage)
+        fit(
+            model,
+            examples,
+            steps=steps,
+            batch_size=recipe.batch_size,
+            learning_rate=learning_rate,
+            rng=np.random.default_rng([recipe.seed, begun]),
+            report=lambda step, loss, stage=stage, begun=begun: progress(  # type: ignore[misc]
+                f"{stage} episodes, loss {loss:.2f}", begun + step + 1, total
+            ),
+        )
+        begun += steps
+    model.eval()
+
+
+class _Teacher:
+    """Plays episodes worth imitating, some of them with mistakes, and turns them into examples."""
+
+    def __init__(self, make_env: Callable[[], gym.Env[Any, Any]], renderer: Renderer, recipe: Recipe) -> None:
+        self._make_env, self._renderer, self._recipe = make_env, renderer, recipe
+        probe = make_env()
+        self.general = not isinstance(probe.unwrapped, ToolEnv)
+        if isinstance(probe.unwrapped, ToolEnv):
+            try:
+                probe.reset(seed=0)
+                probe.unwrapped.oracle()
+            except NoOracle as none:
+                logger.warning("%s: the tiny policy is taught on MathTool-v0's own tasks instead", none)
+                self._make_env = lambda: gym.make("agent_envs/MathTool-v0", disable_env_checker=True)
+        else:
+            logger.warning("%s has no oracle: the tiny policy is taught to repeat words of what it reads", probe)
+        probe.close()
+
+    def episodes(self, count: int, *, spoilt_share: float, stage: str) -> list[Example]:
+        """Examples of ``count`` episodes."""
+        workers = 16
+        environments = [self._make_env() for _ in range(min(workers, count))]
+
+        def play_share(first: int) -> list[tuple[int, Example]]:
+            environment = environments[first]
+            played = []
+            for index in range(first, count, len(environments)):
+                rng = np.random.default_rng([self._recipe.seed, *stage.encode(), index])
+                played.append((index, self._episode(environment, rng, spoilt=rng.random() < spoilt_share)))
+            environment.close()
+            return played
+
+        with ThreadPoolExecutor(len(environments)) as pool:
+            shares = list(pool.map(play_share, range(len(environments))))
+        return [example for _, example in sorted((pair for share in shares for pair in share), key=lambda pair: pair[0])]
+
+    def _episode(self, environment: gym.Env[Any, Any], rng: np.random.Generator, *, spoilt: bool) -> Example:
+        dialect = Dialect.of(environment)
+        observation, _ = environment.reset(seed=int(rng.integers(2**31)))
+        question = observation
+        act = self._repeat(rng) if self.general else environment.unwrapped.oracle()  # type: ignore[attr-defined]
+        ids = self._renderer.opening(dialect.format.opening(question, dialect.system_prompt, dialect.tools))
+        weights = [self._recipe.context_weight] * len(ids)
+        turn_end = [] if dialect.format.stop(dialect.tools) else [self._end_id]
+        mistake_at = int(rng.integers(2)) if spoilt else -1
+        turn, ended = 0, False
+        while not ended and turn < 8:
+            action = act(observation)
+            if turn == mistake_at:
+                action = _spoiled(action, dialect, rng)
+            written = self._renderer.encode([Piece(action, trusted=True)]) + turn_end
+            ids += written
+            weights += [1.0] * len(written)
+            observation, _, terminated, truncated, _ = environment.step(action)
+            ended = terminated or truncated
+            if not ended:
+                read = self._renderer.observation(dialect.format.observe(observation), turn_ended=bool(turn_end))
+                ids += read
+                weights += [self._recipe.context_weight] * len(read)
+            turn += 1
+        return Example(ids, weights)
+
+    @property
+    def _end_id(self) -> int:
+        return self._renderer.end_id
+
+    @staticmethod
+    def _repeat(rng: np.random.Generator) -> Callable[[str], str]:
+        """What is taught without an oracle: to answer with one word or number of what was just read."""
+
+        def act(observation: str) -> str:
+            words = re.findall(r"\w+", observation) or ["yes", "no"]
+            return str(rng.choice(words))
+
+        return act
+
+
+def _spoiled(action: str, dialect: Dialect, rng: np.random.Generator) -> str:
+    """The action with one mistake that policies make: a guess in place of a call, a slip of one character, a bad form."""
+    move = dialect.format.parse(action, dialect.tools).move
+    kind = rng.choice(["guess", "slip", "form"], p=[0.5, 0.3, 0.2])
+    if move is None:
+        return action
+    if kind == "guess" and isinstance(move, Call):
+        numbers = re.findall(r"\d+", " ".join(str(value) for value in move.arguments.values())) or ["0"]
+        spoiled: Move = Answer(_slip(str(rng.choice(numbers)), rng))
+    elif kind == "form" and dialect.tools:
+        return re.sub(r"</?(\w+)>", lambda tag: tag[0] if rng.random() < 0.5 else "", action, count=2) or "?"
+    elif isinstance(move, Call):
+        spoiled = Call(move.tool, {name: _slip(str(value), rng) for name, value in move.arguments.items()}, move.thought)
+    else:
+        spoiled = Answer(_slip(move.text, rng), move.thought)
+    return dialect.format.write(spoiled, dialect.tools)
+
+
+def _slip(text: str, rng: np.random.Generator) -> str:
+    """The text with one letter or digit replaced by another."""
+    places = [match.start() for match in re.finditer(r"[0-9a-z]", text)]
+    if not places:
+        return text
+    place = int(rng.choice(places))
+    others: Sequence[str] = "0123456789" if text[place].isdigit() else "abcdefghijklmnopqrstuvwxyz"
+    return text[:place] + str(rng.choice([other for other in others if other != text[place]])) + text[place + 1 :]

@@ -1,0 +1,389 @@
+"""The trainer: explore, credit, update, report, again. It knows no algorithm by name.
+
+A learner is four functions (`Learner`). The trainer draws tasks, has the rollout engine play what the learner explores,
+hands all trees of the batch to its credit at once, learns from the rows with its surrogate, and writes down what happened.
+
+Everything random is a function of the run's seed and of where in the run it is used (`_seed`), so that a checkpoint of
+weights, optimiser and step count is all there is to restore: the batch in flight when a run was killed is played again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import fcntl
+import hashlib
+import logging
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from agent_envs.faults import POLICY_FAULTS
+from learners.rollout.engine import Engine, Group, fault_share, independent
+from learners.rollout.episode import Limits
+from learners.rollout.rendering import Renderer, TokenizerError
+from learners.rollout.tree import RolloutTree
+from learners.run.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from learners.run.config import RunConfig, UsageError, check, environment_maker, full_name, learner_name
+from learners.run.policy import end_ids, is_deterministic, load_policy
+from learners.run.report import Report, warm_start_progress
+from learners.sampling.transformers import TransformersSampler
+from learners.update.batch import Credit, rows_of
+from learners.update.losses import TokenLoss
+from learners.update.step import UpdateSettings, update_policy
+from tracebank.trajectory import write_trajectories
+
+logger = logging.getLogger(__name__)
+
+_PHASES = {"train": 0, "sampled": 1, "greedy": 2}  # first number of every place in a run
+_ATTEMPTS = 8  # times that refused groups of a batch are replaced
+
+
+class Learner(Protocol):
+    """An algorithm, as the trainer sees it.
+
+    Attributes:
+        group_size: The most trajectories of one task that `explore` has live at once.
+        kl_coefficient: Weight of the KL penalty towards the policy that the run began with; 0 for none.
+    """
+
+    group_size: int
+    kl_coefficient: float
+
+    @property
+    def config(self) -> RunConfig:
+        """Its configuration."""
+
+    def explore(self, group: Group) -> Awaitable[RolloutTree]:
+        """Plays the trajectories of one task."""
+
+    def accept(self, tree: RolloutTree) -> bool:
+        """Whether a group is learned from; a refused one is replaced by one of another task."""
+
+    def credit(self, trees: Sequence[RolloutTree]) -> Credit:
+        """Terms for every token of every surviving trajectory of the batch."""
+
+    def surrogate(self, log_ratio: torch.Tensor, advantage: torch.Tensor, ratio_scale: torch.Tensor) -> TokenLoss:
+        """The loss of each of N tokens."""
+
+
+class TooManyFaults(RuntimeError):
+    """Environment faults are not rare: what is left of the batch would be a biased sample."""
+
+
+def train(learner: Learner) -> tuple[dict[str, Any], Path]:
+    """Runs a learner from its configuration to the summary of its run folder.
+
+    Returns:
+        What ``summary.json`` holds, and the run folder.
+
+    Raises:
+        UsageError: The configuration cannot be run as it stands.
+        TooManyFaults: More than ``max_fault_share`` of a batch's trajectories ended in environment faults.
+    """
+    config = learner.config
+    check(config)
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(is_deterministic(config))
+    makers = {split: environment_maker(config, split) for split in (config.train_split, config.eval_split)}
+    with warm_start_progress() as progress:
+        model, tokenizer = load_policy(config, makers[config.train_split], progress)
+    try:
+        renderer = Renderer(tokenizer)
+    except TokenizerError as problem:
+        raise UsageError(f"--model {config.model}: {problem}") from None
+    with _run_folder(config) as folder:
+        run = _Run(learner, folder, model, tokenizer, renderer, makers)
+        try:
+            return asyncio.run(run.to_the_end()), folder
+        finally:
+            run.close()
+
+
+class _Run:
+    """What a run works with, and how far it is."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        folder: Path,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        renderer: Renderer,
+        makers: Mapping[str, Callable[[], gym.Env[Any, Any]]],
+    ) -> None:
+        config = learner.config
+        self._learner, self._config, self._folder, self._model = learner, config, folder, model
+        self._reference = copy.deepcopy(model) if learner.kl_coefficient > 0 else None
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        self._step = 0  # batches learned from
+        self._before: dict[str, float] = {}  # the evaluation before training
+        self._earlier_seconds = 0.0  # of the sittings before this one
+        self._began = time.monotonic()
+        if config.resume and (newest := latest_checkpoint(folder / "checkpoints")):
+            state = load_checkpoint(newest, model, self._optimizer)
+            self._step, self._before, self._earlier_seconds = state["step"], state["before"], state["seconds"]
+        deterministic = is_deterministic(config)
+        self._sampler = TransformersSampler(
+            model, tokenizer, seed=config.seed, eos=end_ids(model, tokenizer), deterministic=deterministic
+        )
+        self._sampler.version = self._step
+        limits = Limits(config.turn_tokens, config.total_tokens, config.cut_reward)
+        self._engines = {
+            split: Engine(
+                make,
+                self._sampler,
+                renderer,
+                limits=limits,
+                concurrency=max(config.concurrency, learner.group_size),
+                deterministic=deterministic,
+            )
+            for split, make in makers.items()
+        }
+        self._report = Report(folder, total_steps=config.steps, resume_at=self._step if config.resume else None)
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
+        self._report.close()
+
+    async def to_the_end(self) -> dict[str, Any]:
+        config = self._config
+        if not self._before:
+            self._before = await self._evaluate()
+        while self._step < config.steps:
+            await self._one_step()
+            if config.eval_every and self._step % config.eval_every == 0 and self._step < config.steps:
+                await self._evaluate()
+            if self._step % config.checkpoint_every == 0 or self._step == config.steps:
+                self._save()
+        after = await self._evaluate()
+        return self._summarise(after)
+
+    async def _one_step(self) -> None:
+        config, begun = self._config, time.monotonic()
+        trees, played = await self._play_batch()
+        metrics = _rollout_metrics(played)
+        metrics["groups"] = float(len(trees))
+        rolled_out = time.monotonic()
+        if trees:
+            rate = _learning_rate(config, self._step)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            metrics["learning_rate"] = rate
+            metrics |= self._learn(trees)
+        else:
+            logger.warning("step %d: no group of %d could be learned from", self._step + 1, len(played))
+        self._step += 1
+        self._sampler.load_weights(self._model.named_parameters(), self._step)
+        self._write(f"step_{self._step:06d}", played, config.train_split)
+        metrics["seconds/rollout"] = rolled_out - begun
+        metrics["seconds/update"] = time.monotonic() - rolled_out
+        self._report.log(self._step, metrics)
+
+    async def _play_batch(self) -> tuple[list[RolloutTree], list[RolloutTree]]:
+        """A batch of groups to learn from, and all that were played for it."""
+        config, learner = self._config, self._learner
+        enough = min(2, learner.group_size)  # fewer survivors cannot be compared
+        trees: list[RolloutTree] = []
+        played: list[RolloutTree] = []
+        for attempt in range(_ATTEMPTS):
+            missing = config.tasks_per_step - len(trees)
+            if missing == 0:
+                break
+            place = (_PHASES["train"], self._step, attempt)
+            now = await self._engines[config.train_split].rollout(
+                [_seed(config.seed, *place, index) for index in range(missing)],
+                learner.explore,
+                path=place,
+                group_size=learner.group_size,
+                temperature=config.temperature,
+            )
+            self._refuse_too_many_faults(now)
+            played += now
+            trees += [tree for tree in now if len(tree.survivors()) >= enough and learner.accept(tree)]
+        return trees, played
+
+    def _learn(self, trees: Sequence[RolloutTree]) -> dict[str, float]:
+        config, learner = self._config, self._learner
+        credit = learner.credit(trees)
+        flat = [all(not terms.advantage.any() for terms in group) for group in credit]
+        settings = UpdateSettings(
+            epochs=config.epochs,
+            minibatch_groups=config.minibatch_groups,
+            micro_tokens=config.micro_tokens,
+            max_grad_norm=config.max_grad_norm,
+            temperature=config.temperature,
+            kl_coefficient=learner.kl_coefficient,
+        )
+        orders = [
+            np.random.default_rng(_seed(config.seed, self._step, epoch)).permutation(len(trees)).tolist()
+            for epoch in range(config.epochs)
+        ]
+        metrics = update_policy(
+            self._model,
+            self._optimizer,
+            rows_of(trees, credit),
+            learner.surrogate,
+            settings,
+            orders=orders,
+            reference=self._reference,
+        )
+        return metrics | {"groups_without_signal": sum(flat) / len(flat)}
+
+    async def _evaluate(self) -> dict[str, float]:
+        """Held-out success, sampled at T = 1 and greedy; the same tasks for every run of an environment."""
+        config = self._config
+        found: dict[str, float] = {}
+        for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
+            trees = await self._engines[config.eval_split].rollout(
+                [_seed(_PHASES[name], index) for index in range(config.eval_tasks)],
+                lambda group: independent(group, 1),
+                path=(_PHASES[name], self._step),
+                group_size=1,
+                temperature=temperature,
+            )
+            self._refuse_too_many_faults(trees)
+            self._write(f"evaluation_{self._step:06d}_{name}", trees, config.eval_split)
+            metrics = _rollout_metrics(trees)
+            self._report.evaluation(self._step, name, metrics)
+            suffix = "" if name == "sampled" else "_greedy"
+            found |= {f"{key}{suffix}": metrics[key] for key in ("success", "reward", "tool_calls")}
+        return found
+
+    def _refuse_too_many_faults(self, trees: Sequence[RolloutTree]) -> None:
+        share = fault_share(trees)
+        if share > self._config.max_fault_share:
+            faults = Counter(leaf.fault for tree in trees for leaf in tree.leaves if leaf.fault)
+            commonest, times = faults.most_common(1)[0]
+            raise TooManyFaults(
+                f"{share:.0%} of the trajectories ended in environment faults, more than --max-fault-share "
+                f"{self._config.max_fault_share:.0%}; {times} times: {commonest}"
+            )
+
+    def _write(self, name: str, trees: Sequence[RolloutTree], split: str) -> None:
+        """Writes trajectories to the run folder, in place of what an earlier sitting wrote under this name."""
+        config = self._config
+        path = self._folder / "trajectories" / f"{name}.jsonl"
+        path.unlink(missing_ok=True)
+        engine = self._engines[split]
+        dialect = engine.dialect
+        write_trajectories(
+            path,
+            [
+                tree.trajectory(
+                    leaf,
+                    environment=full_name(config.env),
+                    format=dialect.format.name,
+                    split=split,
+                    step=self._step,
+                    source=f"{learner_name(type(config))}:{config.model}",
+                )
+                for tree in trees
+                for leaf in tree.leaves
+                if tree.segments
+            ],
+        )
+
+    def _save(self) -> None:
+        state = {"step": self._step, "before": self._before, "seconds": self._seconds()}
+        save_checkpoint(
+            self._folder / "checkpoints", self._step, model=self._model, optimizer=self._optimizer, trainer_state=state
+        )
+
+    def _seconds(self) -> float:
+        return self._earlier_seconds + time.monotonic() - self._began
+
+    def _summarise(self, after: Mapping[str, float]) -> dict[str, Any]:
+        summary: dict[str, Any] = {}
+        for key in ("success", "reward", "tool_calls"):
+            for suffix in ("", "_greedy"):
+                summary[f"{key}_before{suffix}"] = self._before[f"{key}{suffix}"]
+                summary[f"{key}_after{suffix}"] = after[f"{key}{suffix}"]
+        summary |= {"wall_seconds": self._seconds(), "steps": self._config.steps, "seed": self._config.seed}
+        self._report.write_summary(summary)
+        self._report.curves()
+        return summary
+
+
+def _rollout_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
+    """What a batch of trajectories was like; means over those that no environment fault ended."""
+    everyone = [leaf for tree in trees for leaf in tree.leaves]
+    rows = [(tree, leaf) for tree in trees for leaf in tree.survivors()]
+    if not rows:
+        return {"environment_faults": 1.0}
+    metrics = {
+        "reward": _mean(leaf.reward for _, leaf in rows),
+        "success": _mean(leaf.success for _, leaf in rows),
+        "tool_calls": _mean(leaf.tool_calls for _, leaf in rows),
+        "turns": _mean(len(leaf.turns) for _, leaf in rows),
+        "environment_faults": 1 - len(rows) / len(everyone),
+    }
+    tokens = [tree.tokens(leaf) for tree, leaf in rows]
+    written = sum(int(path.policy.sum()) for path in tokens)
+    metrics["tokens/policy"] = written / len(rows)
+    metrics["tokens/total"] = _mean(len(path.ids) for path in tokens)
+    metrics["entropy_sampled"] = math.fsum(float(path.entropies.sum()) for path in tokens) / max(1, written)
+    for stop in ("terminated", "truncated", "length"):
+        metrics[f"stop/{stop}"] = _mean(leaf.stop == stop for _, leaf in rows)
+    for fault in POLICY_FAULTS:
+        metrics[f"policy_faults/{fault}"] = _mean(leaf.policy_faults.count(fault) for _, leaf in rows)
+    for part in sorted({part for _, leaf in rows for part in leaf.score}):
+        metrics[f"score/{part}"] = _mean(leaf.score.get(part, 0.0) for _, leaf in rows)
+    return metrics
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    values = [float(number) for number in numbers]
+    return math.fsum(values) / len(values)
+
+
+def _learning_rate(config: RunConfig, step: int) -> float:
+    """The learning rate of the update after ``step`` others."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    course = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    falling = {"constant": 1.0, "linear": 1.0 - course, "cosine": 0.5 * (1.0 + math.cos(math.pi * course))}
+    return config.learning_rate * falling[config.schedule]
+
+
+def _seed(*numbers: int) -> int:
+    """A seed below 2**31 for a place in the run."""
+    text = ",".join(map(str, numbers))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") >> 1
+
+
+@contextmanager
+def _run_folder(config: RunConfig) -> Iterator[Path]:
+    """The run folder, held so that no other run writes to it."""
+    if config.resume:
+        folder = Path(config.resume)
+    else:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        name = re.sub(r"[^\w.-]+", "-", config.env)
+        default = f"runs/{stamp}-{learner_name(type(config))}-{name}-seed{config.seed}"
+        folder = Path(config.output or default)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"--output {folder} is in use: choose a new folder, or go on with its run by --resume {folder}")
+    try:
+        (folder / "trajectories").mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UsageError(f"--output {folder} cannot be made: {problem.strerror}") from None
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{folder} is in use: another run is writing to it") from None
+        if not config.resume:
+            config.save(folder / "config.yaml")
+        yield folder

@@ -1,0 +1,120 @@
+"""Keys and values of many live sequences, one slot a sequence, kept between the turns of an episode.
+
+Transformers' own caches hold one batch whose rows begin and end together. Here rows come and go: a forward pass names the
+slots that it works on and where each row's new tokens go (`SlotCache.forward_over`), and the rest stays as it is. A slot's
+first tokens can be copied into another slot, which is how prompts and branches share what was computed once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import Cache, PretrainedConfig
+
+_LENGTH_STEP = 64  # slots grow, and forward passes are cut, by whole multiples of this many tokens
+
+
+class SlotCache(Cache):
+    """Slot storage with the interface that Transformers' attention layers call.
+
+    Each layer's keys and values are tensors [slots, heads, length, head size], made at the first forward pass and grown
+    when needed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self._keys: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+        self._free: list[int] = []
+        self._slots = 0
+        self._rows = torch.empty(0, dtype=torch.long)
+        self._places = torch.empty(0, 0, dtype=torch.long)
+        self._length = 0
+
+    def take(self) -> int:
+        """A free slot."""
+        if not self._free:
+            grown = max(8, 2 * self._slots)
+            self._free = list(range(grown - 1, self._slots - 1, -1))
+            self._slots = grown
+            for layer in range(len(self._keys)):
+                self._grow(layer)
+        return self._free.pop()
+
+    def give_back(self, slot: int) -> None:
+        """Ends the use of a slot."""
+        self._free.append(slot)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copies the first ``length`` tokens of one slot into another."""
+        for stored in (*self._keys, *self._values):
+            stored[target, :, :length] = stored[source, :, :length]
+
+    def release(self) -> None:
+        """Drops all storage; no slot may be in use."""
+        self._keys, self._values, self._free, self._slots = [], [], [], 0
+
+    def forward_over(
+        self, slots: list[int], ends: list[int], counts: list[int], width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Says what the next forward pass works on: row i appends ``counts[i]`` tokens to slot i, up to place ``ends[i]``.
+
+        Rows are left-padded to ``width``: a row's real tokens are its last ones.
+
+        Args:
+            slots: The slot of each row, [R].
+            ends: Each row's length after the pass, [R].
+            counts: Real tokens of each row in this pass, [R].
+            width: Tokens a row, padding included.
+
+        Returns:
+            Position ids [R, width] and the attention mask [R, 1, width, length], True where a token may look.
+        """
+        self._rows = torch.tensor(slots)
+        columns = torch.arange(width)[None, :]
+        places = torch.tensor(ends)[:, None] - width + columns
+        padding = columns < width - torch.tensor(counts)[:, None]
+        self._length = -(-max(ends) // _LENGTH_STEP) * _LENGTH_STEP
+        # Padding is written to a spare place behind the longest row, where no mask reaches.
+        self._places = torch.where(padding, self._length, places)
+        positions = torch.where(padding, 0, places)
+        mask = torch.arange(self._length)[None, None, :] <= positions[:, :, None]
+        return positions, mask[:, None]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores a layer's new keys and values [R, heads, width, head size]; returns the rows' whole history."""
+        if layer_idx == len(self._keys):
+            empty = key_states.new_zeros(self._slots, key_states.shape[1], 0, key_states.shape[3])
+            self._keys.append(empty)
+            self._values.append(empty)
+        self._grow(layer_idx)
+        rows, places = self._rows.to(key_states.device), self._places.to(key_states.device)
+        history = []
+        for stored, new in ((self._keys[layer_idx], key_states), (self._values[layer_idx], value_states)):
+            stored[rows[:, None], :, places] = new.transpose(1, 2)
+            history.append(stored[rows, :, : self._length])
+        return history[0], history[1]
+
+    def _grow(self, layer: int) -> None:
+        """Makes a layer's storage hold every slot, and every place of the present pass with a spare one behind."""
+        for all_stored in (self._keys, self._values):
+            old = all_stored[layer]
+            slots, heads, length, size = old.shape
+            if slots < self._slots or length <= self._length:
+                longer = length if length > self._length else 2 * self._length
+                new = old.new_zeros(self._slots, heads, longer, size)
+                new[:slots, :, :length] = old
+                all_stored[layer] = new
+
+
+def check_full_attention(config: PretrainedConfig) -> None:
+    """Raises ``ValueError`` for a model whose layers do not all keep keys and values of the whole sequence."""
+    kinds = sorted({str(kind) for kind in getattr(config, "layer_types", None) or []} - {"full_attention"})
+    if kinds:
+        raise ValueError(
+            f"the transformers sampler needs full attention in every layer, but {config.model_type} has {', '.join(kinds)} "
+            "layers: choose another model or another --sampler"
+        )

@@ -1,0 +1,348 @@
+"""A sampler in process, on any Hugging Face causal language model with full attention.
+
+Continuous batching over kept caches: every stream owns a slot of keys and values for as long as it lives, so a turn of an
+episode computes only its own new tokens. Identical prompts are computed once. One task on the event loop advances all
+streams by a token at a time; the forward pass runs in a thread, so that environments go on meanwhile.
+
+With ``deterministic=True`` streams join only when all live ones wait: then the batches, and with them the last bits of every
+number, are a function of what is sampled and not of how long tools took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from learners.sampling.sampler import Continuation, Decoding, EntropyKind, Noise, StopReason
+from learners.sampling.slots import SlotCache, check_full_attention
+
+_PREFILL_TOKENS = 8192  # padded tokens in one forward pass over prompts and tool results
+
+
+class TransformersSampler:
+    """See the module; the contract is `learners.sampling.sampler.Sampler`.
+
+    Args:
+        model: The policy. It is read in place: weights that a trainer updates in the same module need no copying.
+        tokenizer: Its tokenizer.
+        seed: Seed of the noise.
+        eos: Ids that end an assistant turn.
+        deterministic: Whether streams join a batch only when every live stream waits for its turn.
+    """
+
+    entropy: EntropyKind = "full"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        eos: Sequence[int],
+        deterministic: bool = False,
+    ) -> None:
+        check_full_attention(model.config)
+        self.version = 0
+        self._model, self._tokenizer = model, tokenizer
+        self._seed, self._eos, self._deterministic = seed, frozenset(eos), deterministic
+        self._cache = SlotCache()
+        self._token_texts: dict[int, str] = {}
+        self._live: set[_Stream] = set()  # started and not cancelled
+        self._waiting: list[_Stream] = []  # have asked to decode and are not in the batch yet
+        self._decoding: list[_Stream] = []  # the batch
+        self._closing: list[_Stream] = []  # cancelled; their slots go back between two steps
+        self._serving: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampler")
+
+    def start(self, path: tuple[int, ...]) -> _Stream:
+        return _Stream(self, path)
+
+    def load_weights(self, parameters: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        if self._live:
+            raise RuntimeError(f"{len(self._live)} streams are live: end them before the weights change")
+        own = dict(self._model.named_parameters())
+        with torch.no_grad():
+            for name, new in parameters:
+                if new.data_ptr() != own[name].data_ptr():
+                    own[name].copy_(new)
+        self.version = version
+
+    def release_memory(self) -> None:
+        if self._live:
+            raise RuntimeError(f"{len(self._live)} streams are live: end them before the caches are dropped")
+        self._collect()
+        self._cache.release()
+
+    # The loop that advances all streams. It ends when nobody waits, and is started again by the next `decode`.
+
+    def _ask(self, stream: _Stream) -> None:
+        self._waiting.append(stream)
+        self._wake.set()
+        if self._serving is None or self._serving.done():
+            self._serving = asyncio.get_running_loop().create_task(self._serve())
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiting or self._decoding:
+                self._collect()
+                self._admit()
+                if self._decoding:
+                    await loop.run_in_executor(self._thread, self._advance)
+                    self._report()
+                else:
+                    self._wake.clear()
+                    await self._wake.wait()
+        except Exception as broken:
+            for stream in (*self._waiting, *self._decoding):
+                stream.fail(broken)
+            self._waiting, self._decoding = [], []
+
+    def _collect(self) -> None:
+        """Drops cancelled streams; a slot that a fork still has to copy from is kept until it has."""
+        for stream in self._closing:
+            for place in (self._waiting, self._decoding):
+                if stream in place:
+                    place.remove(stream)
+        kept = []
+        for stream in self._closing:
+            if stream.copies_due:
+                kept.append(stream)
+            elif stream.slot is not None:
+                self._cache.give_back(stream.slot)
+                stream.slot = None
+        self._closing = kept
+
+    def _admit(self) -> None:
+        """Moves waiting streams into the batch."""
+        if not self._waiting or (self._deterministic and (self._decoding or len(self._waiting) < len(self._live))):
+            return
+        self._decoding = sorted([*self._decoding, *self._waiting], key=lambda stream: stream.path)
+        self._waiting = []
+
+    @torch.inference_mode()
+    def _advance(self) -> None:
+        """One token for every stream of the batch; runs in the sampler's thread, while the loop leaves these fields alone."""
+        self._prefill([stream for stream in self._decoding if len(stream.ids) - stream.cached > 1 or stream.slot is None])
+        batch = self._decoding
+        logits = self._forward(batch, [len(stream.ids) for stream in batch], 1)
+        temperatures = torch.tensor([stream.decoding.temperature for stream in batch], device=logits.device)[:, None]
+        logprobs = torch.log_softmax(logits.float() / torch.where(temperatures > 0, temperatures, 1.0), dim=-1)
+        probabilities = logprobs.exp()
+        entropies = -(probabilities * logprobs.clamp(min=-1e9)).sum(-1)
+        uniform = torch.tensor([stream.noise.at(len(stream.ids)) for stream in batch], dtype=torch.float64)
+        cumulated = probabilities.double().cumsum(-1)
+        drawn = torch.searchsorted(cumulated, uniform.to(logits.device)[:, None] * cumulated[:, -1:], right=True)
+        drawn = drawn.clamp(max=logits.shape[-1] - 1)
+        chosen = torch.where(temperatures > 0, drawn, logprobs.argmax(-1, keepdim=True))
+        chances = logprobs.gather(-1, chosen)[:, 0].tolist()
+        rows = zip(batch, chosen[:, 0].tolist(), chances, entropies.tolist(), strict=True)
+        for stream, token, chance, entropy in rows:
+            stream.take(token, chance, entropy, self._ending(stream, token))
+
+    def _ending(self, stream: _Stream, token: int) -> StopReason | None:
+        """Whether this token ends the action. Stop strings are looked for in the tokens' own texts, joined."""
+        if token in self._eos:
+            return "eos"
+        if token not in self._token_texts:
+            self._token_texts[token] = self._decode([token])
+        text = self._token_texts[token]
+        stop = stream.decoding.stop
+        if stop:
+            stream.tail = (stream.tail + text)[-(max(map(len, stop)) + len(text)) :]
+            if any(string in stream.tail for string in stop):
+                return "stop"
+        return "length" if stream.written + 1 >= stream.decoding.max_tokens else None
+
+    def _prefill(self, streams: list[_Stream]) -> None:
+        """Caches all but the last token of each stream. What streams have in common is computed once and copied."""
+        leaders: dict[tuple[int, ...], _Stream] = {}
+        followers: list[tuple[_Stream, _Stream]] = []
+        for stream in streams:
+            if stream.slot is None:
+                stream.slot = self._cache.take()
+            if stream.source is not None:
+                source, stream.source = stream.source, None
+                source.copies_due -= 1
+                if source.slot is not None:
+                    stream.cached = min(stream.cached, source.cached)
+                    self._cache.copy(source.slot, stream.slot, stream.cached)
+                else:
+                    stream.cached = 0
+            if stream.cached == 0:
+                leader = leaders.setdefault(tuple(stream.ids[:-1]), stream)
+                if leader is not stream:
+                    followers.append((leader, stream))
+        followed = {id(stream) for _, stream in followers}
+        due = [stream for stream in streams if id(stream) not in followed and len(stream.ids) - stream.cached > 1]
+        due.sort(key=lambda stream: len(stream.ids) - stream.cached)
+        while due:
+            width = len(due[-1].ids) - due[-1].cached - 1
+            rows = max(1, _PREFILL_TOKENS // width)
+            chunk, due = due[-rows:], due[:-rows]
+            self._forward(chunk, [len(stream.ids) - 1 for stream in chunk], width)
+        for leader, stream in followers:
+            assert leader.slot is not None
+            assert stream.slot is not None
+            self._cache.copy(leader.slot, stream.slot, leader.cached)
+            stream.cached = leader.cached
+
+    def _forward(self, streams: list[_Stream], ends: list[int], width: int) -> torch.Tensor:
+        """Caches each stream's tokens up to place ``ends[i]``, at most ``width`` of them.
+
+        Returns:
+            The logits after each row's last token, [R, V].
+        """
+        counts = [end - stream.cached for stream, end in zip(streams, ends, strict=True)]
+        rows = zip(streams, ends, counts, strict=True)
+        ids = [[0] * (width - count) + stream.ids[end - count : end] for stream, end, count in rows]
+        slots = [stream.slot for stream in streams if stream.slot is not None]
+        positions, mask = self._cache.forward_over(slots, ends, counts, width)
+        device = self._model.device
+        output = self._model(
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=mask.to(device),
+            position_ids=positions.to(device),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        for stream, end in zip(streams, ends, strict=True):
+            stream.cached = end
+        logits: torch.Tensor = output.logits
+        return logits[:, -1]
+
+    def _report(self) -> None:
+        """Wakes whoever waited for what the last step brought. Runs on the loop."""
+        for stream in self._decoding:
+            stream.report()
+        self._decoding = [stream for stream in self._decoding if stream.stop is None]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        shown = ids[:-1] if ids and ids[-1] in self._eos else ids
+        return self._decode(list(shown))
+
+    def _decode(self, ids: list[int]) -> str:
+        text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+
+class _Stream:
+    """One sequence of a `TransformersSampler`; the contract is `learners.sampling.sampler.Stream`."""
+
+    def __init__(self, sampler: TransformersSampler, path: tuple[int, ...]) -> None:
+        self.path = path
+        self.ids: list[int] = []
+        self.noise = Noise(sampler._seed, path)
+        self.decoding = Decoding()
+        # The cache: its slot, how many tokens it holds, and where a fork's first ones are still to be copied from.
+        self.slot: int | None = None
+        self.cached = 0
+        self.source: _Stream | None = None
+        self.copies_due = 0
+        # The action that is being decoded.
+        self.stop: StopReason | None = "stop"
+        self._begin = 0
+        self.written = 0
+        self.tail = ""
+        self._logprobs: list[float] = []
+        self._entropies: list[float] = []
+        self._waiters: list[tuple[int | None, asyncio.Future[None]]] = []
+        self._sampler = sampler
+        sampler._live.add(self)
+
+    def append(self, ids: Sequence[int]) -> None:
+        if self.stop is None:
+            raise RuntimeError("tokens were appended while the policy is still writing: wait for rest() first")
+        self.ids.extend(ids)
+
+    def decode(self, decoding: Decoding) -> None:
+        if self not in self._sampler._live:
+            raise RuntimeError("this stream was cancelled")
+        if self.stop is None:
+            raise RuntimeError("an action is already being decoded: wait for rest() first")
+        if not self.ids:
+            raise ValueError("there is nothing to go on from: append at least one token first")
+        self.decoding, self.stop, self.written, self.tail = decoding, None, 0, ""
+        self._begin, self._logprobs, self._entropies = len(self.ids), [], []
+        self._sampler._ask(self)
+
+    async def first(self, k: int) -> Continuation:
+        await self._wait(k)
+        return self._continuation(min(k, self.written))
+
+    async def rest(self) -> Continuation:
+        await self._wait(None)
+        return self._continuation(self.written)
+
+    def fork(self, path: tuple[int, ...], at: int | None = None) -> _Stream:
+        length = len(self.ids) if at is None else at
+        if not 0 <= length <= len(self.ids):
+            raise ValueError(f"a fork at token {length} of a stream of {len(self.ids)} tokens")
+        child = _Stream(self._sampler, path)
+        child.ids = self.ids[:length]
+        child.cached = max(0, length - 1)  # at most: what the source has cached by then is copied
+        child.source = self
+        self.copies_due += 1
+        return child
+
+    def cancel(self) -> None:
+        if self not in self._sampler._live:
+            return
+        self._sampler._live.discard(self)
+        self._sampler._closing.append(self)
+        if self.source is not None:
+            self.source.copies_due -= 1
+            self.source = None
+        for _, waiter in self._waiters:
+            waiter.cancel()
+        self._sampler._wake.set()
+
+    async def _wait(self, count: int | None) -> None:
+        if self.stop is None and (count is None or self.written < count):
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append((count, waiter))
+            await waiter
+
+    def take(self, token: int, logprob: float, entropy: float, stop: StopReason | None) -> None:
+        """Adds a sampled token."""
+        self.ids.append(token)
+        self._logprobs.append(logprob)
+        self._entropies.append(entropy)
+        self.written += 1
+        self.stop = stop
+
+    def report(self) -> None:
+        """Wakes those whose tokens are there."""
+        still = []
+        for count, waiter in self._waiters:
+            if self.stop is not None or (count is not None and self.written >= count):
+                if not waiter.done():
+                    waiter.set_result(None)
+            else:
+                still.append((count, waiter))
+        self._waiters = still
+
+    def fail(self, error: Exception) -> None:
+        """Hands an error of the sampler to whoever waits."""
+        self.stop = "length"
+        for _, waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+        self._waiters = []
+
+    def _continuation(self, count: int) -> Continuation:
+        ids = tuple(self.ids[self._begin : self._begin + count])
+        return Continuation(
+            ids=ids,
+            logprobs=tuple(self._logprobs[:count]),
+            entropies=tuple(self._entropies[:count]),
+            text=self._sampler._text(ids),
+            stop=self.stop if count == self.written else None,
+        )

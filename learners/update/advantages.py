@@ -1,0 +1,47 @@
+"""Advantages: how much better a trajectory did than its group.
+
+Pure functions on the returns of one group, the G trajectories of one task. GRPO is Shao et al. 2024, arXiv 2402.03300;
+Dr. GRPO is Liu et al. 2025, arXiv 2503.20783.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def group_advantages(returns: Tensor, *, scale_by_std: bool = True, eps: float = 1e-6) -> Tensor:
+    """Each return relative to the mean of its group.
+
+    ``A_i = (r_i - mean(r)) / (std(r) + eps)`` (GRPO, section 4.1.2), or ``A_i = r_i - mean(r)`` without the scale (Dr.
+    GRPO). The standard deviation is the unbiased one (ddof = 1) and eps is 1e-6, as in ARPO's and RAPO's released code; the
+    GRPO paper states neither.
+
+    A group of one, or one in which all returns are equal, has advantages of exactly 0: it says nothing about which
+    trajectory was better. The rule is needed, since the rounded mean of equal numbers may differ from them by a rounding
+    error, which the small eps would blow up into an advantage.
+
+    Args:
+        returns: Shape (G,), floating point: the return of each trajectory of one group.
+        scale_by_std: Whether to divide by the standard deviation.
+        eps: Added to the standard deviation.
+
+    Returns:
+        Shape (G,), of the type of ``returns``.
+
+    Raises:
+        ValueError: Returns that are not one dimension of finite floating point numbers.
+
+    Example:
+        >>> group_advantages(torch.tensor([1.0, 1.0, 0.0, 0.0]), scale_by_std=False)
+        tensor([ 0.5000,  0.5000, -0.5000, -0.5000])
+    """
+    if returns.dim() != 1 or not returns.is_floating_point():
+        found = f"shape {tuple(returns.shape)} and {returns.dtype}"
+        raise ValueError(f"returns: expected the floating point returns of one group, shape (G,), found {found}")
+    if not returns.isfinite().all():
+        raise ValueError(f"returns: expected finite numbers, found {returns.tolist()}: drop faulty trajectories beforehand")
+    if returns.numel() < 2 or bool((returns == returns[0]).all()):
+        return torch.zeros_like(returns)
+    centred = returns - returns.mean()
+    return centred / (returns.std(correction=1) + eps) if scale_by_std else centred

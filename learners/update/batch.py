@@ -1,0 +1,102 @@
+"""From rollout trees and a learner's credit to the padded batches that an update runs over.
+
+``Terms`` is what a learner says about each token of a trajectory; ``Row`` joins it with the tokens; ``pad`` makes rectangles
+of rows. Rows of one group stay together, so that a mini-batch is made of whole groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from learners.rollout.tree import PathTokens, RolloutTree
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A learner's credit for the T tokens of one path, prompt included; entries of tokens by others are not read.
+
+    Args:
+        advantage: Advantage of each token, [T].
+        weight: Its weight in the loss, [T]; the loss of a mini-batch is Σ weight · loss / Σ weight over its policy tokens.
+        ratio_scale: Factor on the probability ratio before any clipping, [T]; 1 leaves it alone (RAPO Eq. 8 does not).
+    """
+
+    advantage: torch.Tensor
+    weight: torch.Tensor
+    ratio_scale: torch.Tensor
+
+    @classmethod
+    def constant(cls, tokens: PathTokens, *, advantage: float, weight: float) -> Terms:
+        """The same terms for every token of a trajectory."""
+        ones = torch.ones(len(tokens.ids))
+        return cls(advantage * ones, weight * ones, ones)
+
+
+Credit = list[list[Terms]]
+"""Terms of every surviving leaf of every tree, in the trees' and leaves' order."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trajectory of an update."""
+
+    tokens: PathTokens
+    terms: Terms
+
+
+@dataclass(frozen=True)
+class Batch:
+    """R rows padded on the right to the longest, L tokens.
+
+    Args:
+        ids: Token ids, [R, L]; 0 where padded.
+        real: True where a token is, [R, L].
+        policy: True where the policy is the author, [R, L].
+        advantage, weight, ratio_scale: The rows' terms, [R, L]; weight is 0 wherever the policy is not the author.
+        sampled_logprobs: The sampler's log-probabilities, [R, L].
+    """
+
+    ids: torch.Tensor
+    real: torch.Tensor
+    policy: torch.Tensor
+    advantage: torch.Tensor
+    weight: torch.Tensor
+    ratio_scale: torch.Tensor
+    sampled_logprobs: torch.Tensor
+
+
+def rows_of(trees: Sequence[RolloutTree], credit: Credit) -> list[list[Row]]:
+    """The rows of each group, in order."""
+    return [
+        [Row(tree.tokens(leaf), terms) for leaf, terms in zip(tree.survivors(), group, strict=True)]
+        for tree, group in zip(trees, credit, strict=True)
+    ]
+
+
+def pad(rows: Sequence[Row], device: torch.device) -> Batch:
+    """Pads rows to a rectangle."""
+
+    def stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(device)
+
+    return Batch(
+        ids=stack([row.tokens.ids for row in rows]),
+        real=stack([torch.ones(len(row.tokens.ids), dtype=torch.bool) for row in rows]),
+        policy=stack([row.tokens.policy for row in rows]),
+        advantage=stack([row.terms.advantage for row in rows]),
+        weight=stack([row.terms.weight * row.tokens.policy for row in rows]),
+        ratio_scale=stack([row.terms.ratio_scale for row in rows]),
+        sampled_logprobs=stack([row.tokens.logprobs for row in rows]),
+    )
+
+
+def micro_batches(rows: Sequence[Row], max_tokens: int) -> Iterator[list[int]]:
+    """Cuts rows into index lists of at most ``max_tokens`` padded tokens each (one row at least), longest rows first."""
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].tokens.ids))
+    while order:
+        count = max(1, max_tokens // len(rows[order[0]].tokens.ids))
+        yield order[:count]
+        order = order[count:]

@@ -1,0 +1,160 @@
+"""Optimiser steps: log-probabilities of a policy's tokens, a surrogate loss over them, its gradient, one step a mini-batch.
+
+Nothing here knows an algorithm: advantages, weights and ratio scales come with the rows, the surrogate is a function. The
+loss of a mini-batch is normalised over the whole of it before it is cut to micro-batches, so their size changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from learners.update.batch import Batch, Row, micro_batches, pad
+from learners.update.losses import TokenLoss, kl_penalty, weighted_mean
+
+BoundSurrogate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], TokenLoss]
+"""A surrogate with its options bound: (log ratio [N], advantage [N], ratio scale [N]) -> the loss of each of N tokens."""
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """How a batch is learned from.
+
+    Args:
+        epochs: Passes over the batch.
+        minibatch_groups: Groups an optimiser step; 0 takes the whole batch.
+        micro_tokens: Padded tokens in one forward and backward pass.
+        max_grad_norm: Gradients are scaled down to this norm.
+        temperature: The sampling temperature, which log-probabilities are taken at.
+        kl_coefficient: Weight of the KL penalty towards the reference policy; 0 needs no reference.
+    """
+
+    epochs: int = 1
+    minibatch_groups: int = 0
+    micro_tokens: int = 16384
+    max_grad_norm: float = 1.0
+    temperature: float = 1.0
+    kl_coefficient: float = 0.0
+
+
+def token_logprobs(
+    model: PreTrainedModel, ids: torch.Tensor, real: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each token given those before it, and the entropy of the distribution it came from.
+
+    Args:
+        model: A causal language model.
+        ids: [R, L].
+        real: True where a token is, [R, L]; padding is on the right.
+        temperature: Logits are divided by it.
+
+    Returns:
+        Log-probabilities and entropies in nats, both [R, L] in float32 and aligned with ``ids``; a row's first token, which
+        nothing comes before, has 0 for both. The entropies carry no gradient.
+    """
+    logits = model(input_ids=ids, attention_mask=real.long(), use_cache=False).logits[:, :-1].float() / temperature
+    distribution = torch.log_softmax(logits, dim=-1)
+    logprobs = distribution.gather(-1, ids[:, 1:, None])[..., 0]
+    with torch.no_grad():
+        entropies = -(distribution.exp() * distribution.clamp(min=-1e9)).sum(-1)
+    return torch.nn.functional.pad(logprobs, (1, 0)), torch.nn.functional.pad(entropies, (1, 0))
+
+
+@torch.no_grad()
+def frozen_logprobs(model: PreTrainedModel, rows: Sequence[Row], settings: UpdateSettings) -> list[torch.Tensor]:
+    """Each row's log-probabilities under the present weights, [T] each, in the rows' order."""
+    found: dict[int, torch.Tensor] = {}
+    for indices in micro_batches(rows, settings.micro_tokens):
+        batch = pad([rows[index] for index in indices], model.device)
+        logprobs, _ = token_logprobs(model, batch.ids, batch.real, settings.temperature)
+        for place, index in enumerate(indices):
+            found[index] = logprobs[place, : len(rows[index].tokens.ids)]
+    return [found[index] for index in range(len(rows))]
+
+
+def update_policy(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    groups: Sequence[Sequence[Row]],
+    surrogate: BoundSurrogate,
+    settings: UpdateSettings,
+    *,
+    orders: Iterable[Sequence[int]],
+    reference: PreTrainedModel | None = None,
+) -> dict[str, float]:
+    """Learns from one batch of groups.
+
+    Args:
+        model: The policy, changed in place.
+        optimizer: Over the policy's parameters.
+        groups: The rows of each group, [B].
+        surrogate: The loss of a token.
+        settings: How.
+        orders: For each epoch, in which order the groups are taken.
+        reference: The policy that the KL penalty pulls towards.
+
+    Returns:
+        Metrics over all steps: ``loss``, ``grad_norm``, ``entropy``, ``kl_old`` (k3 estimate to the policy that sampled),
+        ``clip_low`` and ``clip_high`` (shares of tokens), ``mismatch_mean`` and ``mismatch_max`` (|Δ log p| between the
+        trainer and the sampler, over the policy that sampled), ``kl_reference`` where there is a reference.
+    """
+    orders = [list(order) for order in orders]
+    size = settings.minibatch_groups or len(groups)
+    minibatches = [order[start : start + size] for order in orders for start in range(0, len(order), size)]
+    rows = [row for group in groups for row in group]
+    firsts = [0]
+    for group in groups:
+        firsts.append(firsts[-1] + len(group))
+    # With a single step the old policy is the present one, and its log-probabilities are those of the forward pass itself.
+    old = frozen_logprobs(model, rows, settings) if len(minibatches) > 1 else None
+    anchor = frozen_logprobs(reference, rows, settings) if reference is not None else None
+    totals: dict[str, float] = dict.fromkeys(("loss", "entropy", "kl_old", "clip_low", "clip_high", "kl_reference"), 0.0)
+    norms: list[float] = []
+    gaps: list[torch.Tensor] = []
+    tokens = 0
+    for minibatch in minibatches:
+        chosen = [index for group in minibatch for index in range(firsts[group], firsts[group + 1])]
+        part = [rows[index] for index in chosen]
+        weight = math.fsum(float((row.terms.weight * row.tokens.policy).sum()) for row in part)
+        optimizer.zero_grad(set_to_none=True)
+        for indices in micro_batches(part, settings.micro_tokens):
+            batch = pad([part[index] for index in indices], model.device)
+            logprobs, entropies = token_logprobs(model, batch.ids, batch.real, settings.temperature)
+            logprobs, entropies = logprobs[batch.policy], entropies[batch.policy]
+            before = _at(batch, old, [chosen[index] for index in indices]) if old is not None else logprobs.detach()
+            token_loss = surrogate(logprobs - before, batch.advantage[batch.policy], batch.ratio_scale[batch.policy])
+            losses = token_loss.loss
+            if anchor is not None:
+                penalty = kl_penalty(logprobs, _at(batch, anchor, [chosen[index] for index in indices]))
+                losses = losses + settings.kl_coefficient * penalty
+                totals["kl_reference"] += float(penalty.detach().sum())
+            loss = weighted_mean(losses, batch.weight[batch.policy], total=weight)
+            loss.backward()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                tokens += len(losses)
+                totals["loss"] += float(loss)
+                totals["entropy"] += float(entropies.sum())
+                totals["kl_old"] += float(kl_penalty(logprobs, before).sum())
+                totals["clip_low"] += float(token_loss.clipped_low.sum())
+                totals["clip_high"] += float(token_loss.clipped_high.sum())
+                gaps.append((before - batch.sampled_logprobs[batch.policy]).abs())
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)))
+        optimizer.step()
+    metrics = {name: total / tokens for name, total in totals.items() if name not in ("loss", "kl_reference")}
+    metrics["loss"] = totals["loss"] / len(minibatches)
+    metrics["grad_norm"] = math.fsum(norms) / len(norms)
+    gap = torch.cat(gaps)
+    metrics["mismatch_mean"], metrics["mismatch_max"] = float(gap.mean()), float(gap.max())
+    if anchor is not None:
+        metrics["kl_reference"] = totals["kl_reference"] / tokens
+    return metrics
+
+
+def _at(batch: Batch, values: list[torch.Tensor], indices: list[int]) -> torch.Tensor:
+    """The rows' values at the batch's policy tokens, [N]."""
+    padded = torch.nn.utils.rnn.pad_sequence([values[index] for index in indices], batch_first=True)
+    return padded[batch.policy]

@@ -1,0 +1,74 @@
+"""Supervised learning: maximum likelihood of given tokens.
+
+What warm starts and imitation share. An example is token ids with a weight each; tokens of weight 0 are only context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from learners.update.step import token_logprobs
+
+
+@dataclass(frozen=True)
+class Example:
+    """T tokens to imitate.
+
+    Args:
+        ids: Token ids, [T].
+        weights: Weight of each token's negative log-likelihood, [T].
+    """
+
+    ids: Sequence[int]
+    weights: Sequence[float]
+
+
+def fit(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    rng: np.random.Generator,
+    warmup_steps: int = 10,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Trains a model in place on random batches of examples, with AdamW and a learning rate that falls linearly to a tenth.
+
+    Args:
+        model: A causal language model.
+        examples: What to imitate.
+        steps: Optimiser steps.
+        batch_size: Examples a step.
+        learning_rate: Its peak.
+        rng: Draws the batches.
+        warmup_steps: Steps over which the learning rate rises.
+        report: Called with the step and the weighted mean negative log-likelihood of its batch, in nats.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
+    for step in range(steps):
+        rate = min((step + 1) / warmup_steps, 1.0 - 0.9 * step / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * rate
+        chosen = [examples[index] for index in rng.integers(len(examples), size=batch_size)]
+        ids = _padded([torch.tensor(example.ids) for example in chosen])
+        weights = _padded([torch.tensor(example.weights, dtype=torch.float32) for example in chosen])
+        real = _padded([torch.ones(len(example.ids), dtype=torch.bool) for example in chosen])
+        logprobs, _ = token_logprobs(model, ids.to(model.device), real.to(model.device), 1.0)
+        weights = weights.to(model.device)
+        loss = -(weights * logprobs).sum() / weights[:, 1:].sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        report(step, float(loss.detach()))
+
+
+def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

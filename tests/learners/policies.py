@@ -1,0 +1,25 @@
+"""Small untaught policies, and ways to run coroutines on them."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from learners.run.tiny import Recipe, tiny_tokenizer, untaught
+
+TOKENIZER = tiny_tokenizer()
+
+
+def random_policy(layers: int = 2, seed: int = 0) -> PreTrainedModel:
+    """A random model over the tiny tokenizer, with logits that are far from uniform."""
+    model = untaught(Recipe(hidden=64, layers=layers, heads=2, key_value_heads=1, feed_forward=96, seed=seed), TOKENIZER)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    return model
+
+
+def full_logprobs(model: PreTrainedModel, ids: list[int], temperature: float = 1.0) -> torch.Tensor:
+    """Log-probabilities after each token by one plain forward pass, [T, V]: what every cache must agree with."""
+    with torch.no_grad():
+        return torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0].float() / temperature, dim=-1)
