@@ -9,16 +9,21 @@ becomes a reward.
 
 from __future__ import annotations
 
-POLICY_FAULTS = {
-    "no_action": "the action holds neither a complete tool call nor an answer",
-    "unclosed_think": "a <think> block was never closed",
-    "unknown_tool": "the tool that was called does not exist here",
-    "bad_arguments": "the tool's arguments could not be read or are not the ones it takes",
-    "too_long": "the action is longer than the action space allows",
-    "error": "the tool ran and ended in an error, such as code that raises",
-    "timeout": "the tool ran out of the time that one call may take",
-    "killed": "the tool's process died, for example because it used more memory than it may",
-}
+from collections.abc import Mapping
+from types import MappingProxyType
+
+POLICY_FAULTS: Mapping[str, str] = MappingProxyType(
+    {
+        "no_action": "the action holds neither a complete tool call nor an answer",
+        "unclosed_think": "a <think> block was never closed",
+        "unknown_tool": "the tool that was called does not exist here",
+        "bad_arguments": "the tool's arguments could not be read or are not the ones it takes",
+        "too_long": "the action is longer than the action space allows",
+        "error": "the tool ran and ended in an error, such as code that raises",
+        "timeout": "the tool ran out of the time that one call may take",
+        "killed": "the tool's process died, for example because it used more memory than it may",
+    }
+)
 """Every kind of policy fault, with what it means. ``info["policy_fault"]`` is one of these, or "" for none."""
 
 
@@ -43,3 +48,11 @@ class EnvironmentFault(RuntimeError):
 
     def __reduce__(self) -> tuple[type[EnvironmentFault], tuple[str, str | None, bool]]:
         return type(self), (str(self), self.component, self.retryable)
+
+
+class ForkError(RuntimeError):
+    """A live episode could not be copied; the episode itself goes on unharmed.
+
+    Raised for a tool that cannot be copied in the middle of an episode, and for one whose calls gave other results when
+    they were run again in the copy.
+    """

@@ -11,11 +11,14 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from agent_envs.actions import Move
+
+if TYPE_CHECKING:
+    from agent_envs.verifiers import Verifier
 
 Oracle = Callable[[str], Move]
 """A scripted expert of one episode: the latest observation -> the next move."""
@@ -44,6 +47,17 @@ class NoOracle(LookupError):
     """This source has no scripted expert; whatever needs one is skipped, and says so."""
 
 
+class UnknownTask(KeyError):
+    """There is no task of that id, or none at all in that split."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would show the message in quotes
+
+
+class UnknownTaskSource(ValueError):
+    """A name of tasks that stands for nothing here."""
+
+
 class TaskSource(ABC):
     """Where an environment's tasks come from.
 
@@ -57,11 +71,19 @@ class TaskSource(ABC):
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, split: str) -> Task:
-        """Draws a task of ``split``; the same generator state gives the same task."""
+        """Draws a task of ``split``; the same generator state gives the same task.
+
+        Raises:
+            UnknownTask: The split holds no task.
+        """
 
     @abstractmethod
     def get(self, task_id: str) -> Task:
-        """The task of that id. Raises ``KeyError`` with a message when there is none."""
+        """The task of that id.
+
+        Raises:
+            UnknownTask: There is none.
+        """
 
     def ids(self, split: str) -> Sequence[str] | None:
         """The ids of a split in order, or None where the source generates without end."""
@@ -70,6 +92,10 @@ class TaskSource(ABC):
     def oracle(self, task: Task) -> Oracle:
         """A scripted expert for ``task``. Raises ``NoOracle`` where the source has none."""
         raise NoOracle(f"task source {self.name!r} has no oracle")
+
+    def verifier(self) -> Verifier | None:
+        """The verifier that these tasks ask for, or None where the environment's usual one is right."""
+        return None
 
 
 def normalise_question(question: str) -> str:

@@ -66,6 +66,8 @@ class Renderer:
         text = self._template([(message.role, marker) for message, marker in zip(messages, _MARKERS, strict=False)])
         pieces = []
         for message, marker in zip(messages, _MARKERS, strict=False):
+            if marker not in text and message.role == "system":
+                continue  # a template may leave instructions out: its model reads none
             wrapper, _, text = text.partition(marker)
             pieces += [Piece(wrapper, trusted=True), *message.pieces]
         return self.encode([*pieces, Piece(text, trusted=True)])

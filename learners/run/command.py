@@ -15,14 +15,13 @@ from typing import TypeVar
 import tyro
 
 from learners.run.config import RunConfig, UsageError
-from learners.run.report import closing_table
 from learners.run.trainer import Learner, TooManyFaults, train
 
 C = TypeVar("C", bound=RunConfig)
 
 
 def run(config_class: type[C], learner: Callable[[C], Learner], description: str, argv: Sequence[str] | None = None) -> None:
-    """Parses a command line, trains, and prints the short closing table.
+    """Parses a command line and trains.
 
     Args:
         config_class: The learner's configuration.
@@ -34,12 +33,10 @@ def run(config_class: type[C], learner: Callable[[C], Learner], description: str
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         config = parse(config_class, arguments, description)
-        made = learner(config)
-        summary, folder = train(made)
+        train(learner(config))
     except (UsageError, TooManyFaults) as problem:
         print(f"error: {problem}", file=sys.stderr)  # noqa: T201  # this is the command line's own answer
         raise SystemExit(2 if isinstance(problem, UsageError) else 1) from None
-    closing_table(summary, folder)
 
 
 def parse(config_class: type[C], arguments: Sequence[str], description: str) -> C:

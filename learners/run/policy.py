@@ -38,7 +38,8 @@ def load_policy(
             raise UsageError(
                 f"--model {config.model} cannot be loaded (expected tiny, a model id or a folder): {first}"
             ) from None
-    return model.to(device=device).eval(), tokenizer
+    torch.nn.Module.to(model, device)  # the model's own wrapper is typed wrongly
+    return model.eval(), tokenizer
 
 
 def device_of(config: RunConfig) -> torch.device:

@@ -22,7 +22,8 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,8 +39,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
-HEADLINES = {"reward": "reward", "success": "success", "tool_calls": "tool calls", "entropy": "entropy"}
+HEADLINES = {"success": "success", "reward": "reward", "tool_calls": "tool calls", "entropy": "entropy"}
 """The metrics that the live display and the curves show, where a step has them, with what they are called there."""
+
+_IN_THE_BAR = ("success", "reward", "tool_calls")  # all four would leave no room for a bar in 80 columns
 
 _TRAJECTORY_FILE = re.compile(r"step_(\d+)\.jsonl")
 
@@ -85,22 +88,21 @@ class Report:
         self._evaluations_path = folder / "evaluations.jsonl"
         self._history: list[dict[str, Any]] = []
         self._evaluations: list[dict[str, Any]] = []
+        if resume_at is None and (self._metrics_path.exists() or self._evaluations_path.exists()):
+            raise FileExistsError(f"{folder} already holds a run: resume it, or choose another output folder")
         (folder / "trajectories").mkdir(parents=True, exist_ok=True)
-        if resume_at is None:
-            for path in (self._metrics_path, self._evaluations_path):
-                if path.exists():
-                    raise FileExistsError(f"{folder} already holds a run: resume it, or choose another output folder")
-        else:
+        if resume_at is not None:
             self._cut(resume_at)
         self._metrics = open(self._metrics_path, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the report is
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=None if resume_at is None else resume_at + 1)
         self._done = resume_at or 0
         self._progress = Progress(
             TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             TextColumn("{task.fields[headline]}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal,
+            expand=True,
         )
         self._task: TaskID = self._progress.add_task("", total=total_steps, completed=self._done, headline="")
         self._times: deque[float] = deque([time.monotonic()], maxlen=21)
@@ -190,9 +192,6 @@ class Report:
         figure = Figure(figsize=(10, 6.5), layout="constrained")
         for axes, (key, label) in zip(figure.subplots(2, 2).flat, HEADLINES.items(), strict=True):
             self._draw(axes, key, label)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        if handles:
-            figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), frameon=False)
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=120)
         path = self.folder / "curves.png"
@@ -247,21 +246,19 @@ class Report:
     def _show(self, record: Mapping[str, Any]) -> None:
         now = time.monotonic()
         self._times.append(now)
-        headline = _headline(record)
         remaining = self.total_steps - self._done
-        if remaining > 0:
-            pace = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
-            headline += f"  {_duration(remaining * pace)} left"
-        self._progress.update(self._task, completed=self._done, headline=headline)
-        due = now - self._last_line >= self._line_every or remaining <= 0
-        if not self.console.is_terminal and due:
+        pace = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
+        left = f"  {_duration(remaining * pace)} left" if remaining > 0 else ""
+        self._progress.update(self._task, completed=self._done, headline=_headline(record, _IN_THE_BAR) + left)
+        if not self.console.is_terminal and (now - self._last_line >= self._line_every or remaining <= 0):
             self._last_line = now
-            self.say(f"step {self._done}/{self.total_steps}  {headline}")
+            self.say(f"step {self._done}/{self.total_steps}: {_headline(record)}{left}")
 
     def _draw(self, axes: Axes, key: str, label: str) -> None:
         axes.set_title(label, loc="left", fontsize=11)
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.set_xlim(-0.03 * self.total_steps, 1.03 * self.total_steps)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.92")
         axes.set_axisbelow(True)
@@ -269,15 +266,21 @@ class Report:
         if points:
             axes.plot(*zip(*points, strict=True), color="C0", linewidth=1.8, label="training")
         names = dict.fromkeys(record["name"] for record in self._evaluations)
-        for colour, (name, marker) in enumerate(zip(names, "oD^sv" * len(names), strict=False), start=1):
-            marks = [(r["step"], r[key]) for r in self._evaluations if r["name"] == name and key in r]
+        for number, name in enumerate(names):
+            marks = [
+                (record["step"], record[key]) for record in self._evaluations if record["name"] == name and key in record
+            ]
             if marks:
                 steps, values = zip(*marks, strict=True)
-                axes.plot(steps, values, f":{marker}", color=f"C{colour % 10}", linewidth=1, label=name, zorder=3)
-            for step, value in (marks[0], marks[-1]) if key == "success" and marks else ():
-                axes.annotate(f"{value:.2f}", (step, value), (0, 9), textcoords="offset points", ha="center", fontsize=9)
+                told = f"{name}: {values[0]:.2f} → {values[-1]:.2f}" if len(values) > 1 else f"{name}: {values[0]:.2f}"
+                shape, colour = "oDs^v"[number % 5], f"C{1 + number % 9}"
+                axes.plot(steps, values, shape, color=colour, markersize=7, label=told, zorder=3, clip_on=False)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=9)
+        if key != "reward":  # rewards may be negative; of the others, zero is the end of the scale
+            axes.set_ylim(bottom=0)
         if key == "success":
-            axes.set_ylim(0, 1.08)
+            axes.set_ylim(top=1)
 
 
 def _numbers(step: int, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -292,8 +295,8 @@ def _numbers(step: int, metrics: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def _headline(record: Mapping[str, Any]) -> str:
-    return "  ".join(f"{label} {record[key]:.3f}" for key, label in HEADLINES.items() if key in record)
+def _headline(record: Mapping[str, Any], keys: Iterable[str] = HEADLINES) -> str:
+    return "  ".join(f"{HEADLINES[key]} {record[key]:.2f}" for key in keys if key in record)
 
 
 def _duration(seconds: float) -> str:
@@ -330,3 +333,38 @@ def _replace(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
+
+
+@contextmanager
+def stage_progress(title: str, console: Console | None = None) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for what comes before the first step; it shows itself with the first report.
+
+    Args:
+        title: What is being done.
+        console: Where, by default standard output; what is no terminal gets one line a stage.
+
+    Returns:
+        A function of what is being done right now, how much is done and how much there is to do.
+    """
+    console = console if console is not None else Console()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[stage]}", markup=False),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+        expand=True,
+    )
+    task = bar.add_task(title, visible=False, stage="")
+    said: list[str] = []
+
+    def report(stage: str, done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total, stage=stage, visible=True)
+        kind = stage.partition(",")[0]
+        if not console.is_terminal and kind not in said:
+            said.append(kind)
+            console.print(f"{title}: {kind}", markup=False, highlight=False, soft_wrap=True)
+
+    with bar:
+        yield report

@@ -259,8 +259,9 @@ class _Teacher:
             written = self._renderer.encode([Piece(action, trusted=True)]) + turn_end
             ids += written
             weights += [1.0] * len(written)
-            observation, _, terminated, truncated, _ = environment.step(action)
-            ended = terminated or truncated
+            observation, _, terminated, truncated, info = environment.step(action)
+            # What an expert would do after a mistake of form is nothing to imitate: it never makes one.
+            ended = terminated or truncated or bool(info.get("policy_fault"))
             if not ended:
                 read = self._renderer.observation(dialect.format.observe(observation), turn_ended=bool(turn_end))
                 ids += read
@@ -302,8 +303,8 @@ def _spoiled(action: str, dialect: Dialect, rng: np.random.Generator) -> str:
 
 
 def _slip(text: str, rng: np.random.Generator) -> str:
-    """The text with one letter or digit replaced by another."""
-    places = [match.start() for match in re.finditer(r"[0-9a-z]", text)]
+    """The text with one digit replaced by another, or one letter where there is no digit."""
+    places = [match.start() for match in re.finditer(r"[0-9]" if re.search(r"[0-9]", text) else r"[a-z]", text)]
     if not places:
         return text
     place = int(rng.choice(places))

@@ -36,7 +36,7 @@ from learners.rollout.tree import RolloutTree
 from learners.run.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from learners.run.config import RunConfig, UsageError, check, environment_maker, full_name, learner_name
 from learners.run.policy import end_ids, is_deterministic, load_policy
-from learners.run.report import Report, warm_start_progress
+from learners.run.report import Report, stage_progress
 from learners.sampling.transformers import TransformersSampler
 from learners.update.batch import Credit, rows_of
 from learners.update.losses import TokenLoss
@@ -81,11 +81,11 @@ class TooManyFaults(RuntimeError):
     """Environment faults are not rare: what is left of the batch would be a biased sample."""
 
 
-def train(learner: Learner) -> tuple[dict[str, Any], Path]:
-    """Runs a learner from its configuration to the summary of its run folder.
+def train(learner: Learner) -> dict[str, Any]:
+    """Runs a learner from its configuration to the summary of its run folder, and prints the short closing table.
 
     Returns:
-        What ``summary.json`` holds, and the run folder.
+        What ``summary.json`` holds.
 
     Raises:
         UsageError: The configuration cannot be run as it stands.
@@ -96,7 +96,7 @@ def train(learner: Learner) -> tuple[dict[str, Any], Path]:
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(is_deterministic(config))
     makers = {split: environment_maker(config, split) for split in (config.train_split, config.eval_split)}
-    with warm_start_progress() as progress:
+    with stage_progress("teaching the tiny policy") as progress:
         model, tokenizer = load_policy(config, makers[config.train_split], progress)
     try:
         renderer = Renderer(tokenizer)
@@ -105,7 +105,7 @@ def train(learner: Learner) -> tuple[dict[str, Any], Path]:
     with _run_folder(config) as folder:
         run = _Run(learner, folder, model, tokenizer, renderer, makers)
         try:
-            return asyncio.run(run.to_the_end()), folder
+            return asyncio.run(run.to_the_end())
         finally:
             run.close()
 
@@ -123,7 +123,8 @@ class _Run:
         makers: Mapping[str, Callable[[], gym.Env[Any, Any]]],
     ) -> None:
         config = learner.config
-        self._learner, self._config, self._folder, self._model = learner, config, folder, model
+        self._learner, self._config, self._folder = learner, config, folder
+        self._model, self._tokenizer = model, tokenizer
         self._reference = copy.deepcopy(model) if learner.kl_coefficient > 0 else None
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         self._step = 0  # batches learned from
@@ -151,6 +152,7 @@ class _Run:
             for split, make in makers.items()
         }
         self._report = Report(folder, total_steps=config.steps, resume_at=self._step if config.resume else None)
+        self._report.__enter__()
 
     def close(self) -> None:
         for engine in self._engines.values():
@@ -298,21 +300,35 @@ class _Run:
     def _save(self) -> None:
         state = {"step": self._step, "before": self._before, "seconds": self._seconds()}
         save_checkpoint(
-            self._folder / "checkpoints", self._step, model=self._model, optimizer=self._optimizer, trainer_state=state
+            self._folder / "checkpoints",
+            self._step,
+            model=self._model,
+            optimizer=self._optimizer,
+            trainer_state=state,
+            tokenizer=self._tokenizer,
         )
 
     def _seconds(self) -> float:
         return self._earlier_seconds + time.monotonic() - self._began
 
     def _summarise(self, after: Mapping[str, float]) -> dict[str, Any]:
+        config = self._config
         summary: dict[str, Any] = {}
         for key in ("success", "reward", "tool_calls"):
             for suffix in ("", "_greedy"):
                 summary[f"{key}_before{suffix}"] = self._before[f"{key}{suffix}"]
                 summary[f"{key}_after{suffix}"] = after[f"{key}{suffix}"]
-        summary |= {"wall_seconds": self._seconds(), "steps": self._config.steps, "seed": self._config.seed}
+        summary |= {"wall_seconds": self._seconds(), "steps": config.steps, "seed": config.seed}
+        rows = [
+            ("held-out success, T = 1", f"{summary['success_before']:.1%}", f"{summary['success_after']:.1%}"),
+            ("held-out success, greedy", f"{summary['success_before_greedy']:.1%}", f"{summary['success_after_greedy']:.1%}"),
+            ("reward", f"{summary['reward_before']:.2f}", f"{summary['reward_after']:.2f}"),
+            ("tool calls an episode", f"{summary['tool_calls_before']:.2f}", f"{summary['tool_calls_after']:.2f}"),
+        ]
         self._report.write_summary(summary)
-        self._report.curves()
+        files = {"curves": self._report.curves(), "run folder": self._folder}
+        self._report.closing_table(rows, files=files)
+        self._report.say(f"{config.steps} steps in {summary['wall_seconds']:.0f} s")
         return summary
 
 

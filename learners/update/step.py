@@ -133,7 +133,7 @@ def update_policy(
                 losses = losses + settings.kl_coefficient * penalty
                 totals["kl_reference"] += float(penalty.detach().sum())
             loss = weighted_mean(losses, batch.weight[batch.policy], total=weight)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             with torch.no_grad():
                 tokens += len(losses)
                 totals["loss"] += float(loss)

@@ -64,7 +64,7 @@ def fit(
         weights = weights.to(model.device)
         loss = -(weights * logprobs).sum() / weights[:, 1:].sum()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         report(step, float(loss.detach()))

@@ -1,0 +1,54 @@
+"""Gymnasium environments with real tools for LLM agents.
+
+Importing this package registers the ids ``agent_envs/...`` (`agent_envs.registration`) and the string space
+(`agent_envs.spaces`) with Gymnasium, and does nothing else: engines open at the first ``reset`` or call.
+
+Example:
+    >>> import gymnasium as gym
+    >>> import agent_envs
+    >>> env = gym.make("agent_envs/MathTool-v0", split="test")
+"""
+
+from agent_envs.actions import Answer, Call, Format, Message, Move, Parsed, Piece, PlainFormat, TagFormat
+from agent_envs.env import ToolEnv
+from agent_envs.faults import POLICY_FAULTS, EnvironmentFault, ForkError
+from agent_envs.registration import ENVIRONMENTS, math_tool, open_tasks, register
+from agent_envs.spaces import String
+from agent_envs.task import NoOracle, Task, TaskSource, UnknownTask, UnknownTaskSource
+from agent_envs.tool import Tool, ToolError, ToolResult
+from agent_envs.transcript import Transcript
+from agent_envs.verifiers import Verdict, Verifier
+
+__all__ = [
+    "ENVIRONMENTS",
+    "POLICY_FAULTS",
+    "Answer",
+    "Call",
+    "EnvironmentFault",
+    "ForkError",
+    "Format",
+    "Message",
+    "Move",
+    "NoOracle",
+    "Parsed",
+    "Piece",
+    "PlainFormat",
+    "String",
+    "TagFormat",
+    "Task",
+    "TaskSource",
+    "Tool",
+    "ToolEnv",
+    "ToolError",
+    "ToolResult",
+    "Transcript",
+    "UnknownTask",
+    "UnknownTaskSource",
+    "Verdict",
+    "Verifier",
+    "math_tool",
+    "open_tasks",
+    "register",
+]
+
+register()

@@ -1,0 +1,159 @@
+"""The handful of Linux system calls that the standard library of Python 3.11 does not wrap.
+
+Each function is one call, raises ``OSError`` as the kernel reports it, and decides nothing; `confinement` does that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable
+
+NAMESPACES = {
+    "mount": 0x00020000,
+    "uts": 0x04000000,
+    "ipc": 0x08000000,
+    "user": 0x10000000,
+    "pid": 0x20000000,
+    "net": 0x40000000,
+}
+"""Flags of ``unshare`` and ``clone`` by the names used here."""
+
+CAPABILITIES = {"chown": 0, "dac_override": 1, "fowner": 3, "kill": 5, "setgid": 6, "setuid": 7, "sys_admin": 21}
+"""Numbers of the capabilities that a supervisor may keep."""
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+_SECCOMP_MODE_FILTER = 2
+_ADDR_NO_RANDOMIZE = 0x0040000
+_SYS_MOUNT_SETATTR = 442
+_AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID = -100, 0x8000, 0x1, 0x2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapabilityData(ctypes.Structure):
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "user_namespace"))
+
+
+class _FilterProgram(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+def _check(name: str, result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+    return result
+
+
+def _prctl(name: str, option: int, *arguments: int) -> None:
+    padded = (*arguments, 0, 0, 0, 0)[:4]
+    _check(name, _libc.prctl(ctypes.c_int(option), *(ctypes.c_ulong(value) for value in padded)))
+
+
+def unshare(namespaces: Iterable[str]) -> None:
+    """Moves this process into new namespaces; a new pid namespace takes effect for its next child."""
+    flags = 0
+    for name in namespaces:
+        flags |= NAMESPACES[name]
+    _check("unshare", _libc.unshare(ctypes.c_int(flags)))
+
+
+def mount(source: str | None, target: str, kind: str | None = None, flags: int = 0, options: str | None = None) -> None:
+    """``mount(2)``."""
+    text = [None if value is None else os.fsencode(value) for value in (source, target, kind, options)]
+    _check(f"mount {target}", _libc.mount(text[0], text[1], text[2], ctypes.c_ulong(flags), text[3]))
+
+
+def make_mount_read_only(path: str) -> None:
+    """Makes a mount and all that is mounted below it read-only and free of set-user-id (Linux 5.12)."""
+    attributes = _MountAttributes(set=_MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID)
+    result = _libc.syscall(
+        ctypes.c_long(_SYS_MOUNT_SETATTR),
+        ctypes.c_int(_AT_FDCWD),
+        os.fsencode(path),
+        ctypes.c_uint(_AT_RECURSIVE),
+        ctypes.byref(attributes),
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+    _check(f"mount_setattr {path}", result)
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of descendants whose own parent ended."""
+    _prctl("PR_SET_CHILD_SUBREAPER", _PR_SET_CHILD_SUBREAPER, 1)
+
+
+def set_inspectable(inspectable: bool) -> None:
+    """Whether processes of the same user may trace this one and open its files under /proc."""
+    _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, int(inspectable))
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Has this process signalled when the thread that forked it ends: for parents with a single thread only."""
+    _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, signal_number)
+
+
+def forbid_new_privileges() -> None:
+    """Programs that this process starts gain no rights from set-user-id bits; needed before a system-call filter."""
+    _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
+
+
+def keep_capabilities(names: Iterable[str]) -> None:
+    """Gives up every capability but those named."""
+    mask = 0
+    for name in names:
+        mask |= 1 << CAPABILITIES[name]
+    data = (_CapabilityData * 2)(_CapabilityData(mask, mask, 0), _CapabilityData(0, 0, 0))
+    header = _CapabilityHeader(0x20080522, 0)
+    _prctl("PR_CAP_AMBIENT", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    _check("capset", _libc.capset(ctypes.byref(header), ctypes.byref(data)))
+
+
+def effective_capabilities() -> int:
+    """This process's effective capabilities as a bit mask."""
+    data = (_CapabilityData * 2)()
+    header = _CapabilityHeader(0x20080522, 0)
+    _check("capget", _libc.capget(ctypes.byref(header), ctypes.byref(data)))
+    return int(data[0].effective) | int(data[1].effective) << 32
+
+
+def load_filter(program: bytes) -> None:
+    """Installs a compiled system-call filter (8 bytes an instruction) in this thread, for good."""
+    filter_program = _FilterProgram(len(program) // 8, program)
+    address = ctypes.addressof(filter_program)
+    _prctl("PR_SET_SECCOMP", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, address)
+
+
+def addresses_fixed() -> bool:
+    """Whether address-space randomisation is off for this process."""
+    return bool(_libc.personality(ctypes.c_ulong(0xFFFFFFFF)) & _ADDR_NO_RANDOMIZE)
+
+
+def fix_addresses() -> bool:
+    """Turns address-space randomisation off for the programs that this process executes from now on; False if refused."""
+    persona = _libc.personality(ctypes.c_ulong(0xFFFFFFFF))
+    return bool(_libc.personality(ctypes.c_ulong(persona | _ADDR_NO_RANDOMIZE)) >= 0)
+
+
+def scope_by_landlock(version: int) -> None:
+    """Shuts this process's signals and abstract sockets in (Landlock version 6) and denies TCP (version 4)."""
+    attributes = (ctypes.c_uint64 * 3)(0, 0x3 if version >= 4 else 0, 0x3 if version >= 6 else 0)
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    create, restrict = ctypes.c_long(444), ctypes.c_long(446)
+    rules = _check("landlock_create_ruleset", _libc.syscall(create, ctypes.byref(attributes), size, ctypes.c_uint(0)))
+    try:
+        _check("landlock_restrict_self", _libc.syscall(restrict, ctypes.c_int(rules), ctypes.c_uint(0)))
+    finally:
+        os.close(rules)

@@ -1,0 +1,169 @@
+"""Who descends from a supervisor: read from /proc, so that nothing a call started is overlooked.
+
+The supervisor adopts orphans, so whatever its worker started, however often it forked and whatever session it moved to,
+stays below it in the tree. The supervisor may sit in a process-id namespace of its own while the /proc that it holds open
+belongs to the host; `Process.id` is the id that the supervisor can signal. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process below the supervisor.
+
+    Args:
+        entry: Its name in the /proc that was read.
+        id: Its id in the supervisor's own namespace.
+        threads: How many threads it has.
+        resident_bytes: Memory it occupies, shared pages included.
+        zombie: It has ended, and its parent has not asked how.
+    """
+
+    entry: str
+    id: int
+    threads: int
+    resident_bytes: int
+    zombie: bool
+
+
+class ProcessTree:
+    """The processes below the calling one.
+
+    Args:
+        proc: File descriptor of a /proc directory, opened before the root was changed.
+    """
+
+    def __init__(self, proc: int) -> None:
+        self._proc = proc
+        self.entry = os.readlink("self", dir_fd=proc)
+        self._has_children_file = self._readable(f"{self.entry}/task/{self.entry}/children")
+
+    def myself(self) -> Process:
+        """The calling process."""
+        process = self._process(self.entry)
+        assert process is not None
+        return process
+
+    def children(self) -> list[int]:
+        """Ids of the calling process's own children."""
+        entries = self._children(self.entry) if self._has_children_file else []
+        if not self._has_children_file:
+            entries = [entry for entry, parent in self._scan().items() if parent == self.entry]
+        return [process.id for process in map(self._process, entries) if process is not None]
+
+    def below(self) -> list[Process]:
+        """Every descendant that existed for the whole reading, parents before children."""
+        found: list[Process] = []
+        parents = [self.entry]
+        parent_of = {} if self._has_children_file else self._scan()
+        seen = set(parents)
+        while parents:
+            parent = parents.pop()
+            if self._has_children_file:
+                children = self._children(parent)
+            else:
+                children = [entry for entry, its_parent in parent_of.items() if its_parent == parent]
+            for entry in children:
+                process = None if entry in seen else self._process(entry)
+                seen.add(entry)
+                if process is not None:
+                    found.append(process)
+                    parents.append(entry)
+        return found
+
+    def end_everything_below(self, seconds: float) -> bool:
+        """Kills every descendant, however they fork, and reaps it. Returns whether all were gone in time."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if os.getpid() == 1:
+                _signal(-1, signal.SIGKILL)  # all of this process-id namespace at one stroke
+            else:
+                # First stop all of them, so that none forks while others are being killed: the stopped keep their
+                # places in whatever limit there is, and so the rest cannot outrun this.
+                stopped: set[int] = set()
+                while time.monotonic() < end:
+                    running = {process.id for process in self.below() if not process.zombie} - stopped
+                    if not running:
+                        break
+                    for process_id in running:
+                        _signal(process_id, signal.SIGSTOP)
+                    stopped |= running
+                for process_id in stopped:
+                    _signal(process_id, signal.SIGKILL)
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+                time.sleep(0.0005)
+            except ChildProcessError:
+                return True
+        return False
+
+    def _children(self, entry: str) -> list[str]:
+        try:
+            tasks = os.open(f"{entry}/task", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._proc)
+        except OSError:
+            return []
+        try:
+            threads = os.listdir(tasks)
+        except OSError:
+            return []  # it ended in between
+        finally:
+            os.close(tasks)
+        return [child for thread in threads for child in self._read(f"{entry}/task/{thread}/children").split()]
+
+    def _scan(self) -> dict[str, str]:
+        """Parent of every process of the host, for kernels built without the ``children`` files."""
+        parents = {}
+        for entry in os.listdir(self._proc):
+            if entry.isdigit():
+                # The name in brackets may hold anything, so read on from the last bracket: state, then parent.
+                fields = self._read(f"{entry}/stat").rpartition(")")[2].split()
+                if len(fields) > 1:
+                    parents[entry] = fields[1]
+        return parents
+
+    def _process(self, entry: str) -> Process | None:
+        status = dict(line.split(":", 1) for line in self._read(f"{entry}/status").splitlines() if ":" in line)
+        if "Pid" not in status:
+            return None
+        return Process(
+            entry=entry,
+            id=int(status.get("NSpid", status["Pid"]).split()[-1]),
+            threads=int(status.get("Threads", "1")),
+            resident_bytes=int(status.get("VmRSS", "0").split()[0]) * 1024,
+            zombie=status["State"].split()[0] in "ZX",
+        )
+
+    def _read(self, path: str) -> str:
+        try:
+            file = os.open(path, os.O_RDONLY, dir_fd=self._proc)
+        except OSError:
+            return ""
+        try:
+            chunks = []
+            while chunk := os.read(file, 65536):
+                chunks.append(chunk)
+            return b"".join(chunks).decode("utf-8", "replace")
+        except OSError:
+            return ""  # it ended in between
+        finally:
+            os.close(file)
+
+    def _readable(self, path: str) -> bool:
+        try:
+            os.close(os.open(path, os.O_RDONLY, dir_fd=self._proc))
+        except OSError:
+            return False
+        return True
+
+
+def _signal(process_id: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process_id, number)

@@ -1,0 +1,196 @@
+"""The Python tool on the real interpreter: what the policy reads, and whose doing a failure is."""
+
+import copy
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import agent_envs
+from agent_envs.faults import EnvironmentFault
+from agent_envs.task import Task
+from agent_envs.tools.python import PythonTool
+from sandboxes.faults import SandboxFault
+from sandboxes.python import Limits
+
+TASK = Task("t", "q", ("1",))
+
+
+@pytest.fixture
+def python():
+    tool = PythonTool(timeout=5.0)
+    tool.reset(TASK, np.random.default_rng(0))
+    yield tool
+    tool.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "fault"),
+    [
+        ("print(6 * 7)", "42", ""),
+        ("6 * 7", "42", ""),
+        ("x = 6\nx * 7", "42", ""),
+        ("print('a'); 'b'", "a\n'b'", ""),
+        ("x = 1", "(no output)", ""),
+        ("", "(no output)", ""),
+        ("None", "(no output)", ""),
+        (" print(5)", "5", ""),
+        ("\n    y = 1\n    y + 1\n", "2", ""),
+        ("import sys\nprint('out')\nprint('err', file=sys.stderr)\nprint('end')", "out\nerr\nend", ""),
+        ("print('äö\\n\\n')", "äö", ""),
+    ],
+)
+def test_what_a_call_gives_back(python, code, text, fault):
+    result = python.run(code=code)
+    assert (result.text, result.fault) == (text, fault)
+
+
+def test_state_stays_until_the_next_episode(python):
+    python.run(code="x = 41\nimport math")
+    assert python.run(code="math.floor(x) + 1").text == "42"
+    python.reset(TASK, np.random.default_rng(0))
+    result = python.run(code="x")
+    assert (result.fault, result.text.splitlines()[-1]) == ("error", "NameError: name 'x' is not defined")
+
+
+def test_an_error_comes_after_the_output_with_the_end_of_its_traceback(python):
+    result = python.run(code="def f(n):\n    return f(n - 1) if n else 1 / 0\nprint('before')\nf(50)")
+    lines = result.text.splitlines()
+    assert result.fault == "error"
+    assert lines[0] == "before"
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+    assert len(lines) <= 10
+
+
+def test_code_that_does_not_compile(python):
+    result = python.run(code="print(")
+    assert result.fault == "error"
+    assert "SyntaxError" in result.text
+
+
+def test_running_out_of_time_keeps_the_output_and_says_so_plainly():
+    python = PythonTool(timeout=0.5)
+    python.reset(TASK, np.random.default_rng(0))
+    python.run(code="x = 1")
+    result = python.run(code="print('so far')\nwhile True: pass")
+    assert result.fault == "timeout"
+    assert result.text == "so far\ntimed out after 0.5 s; the interpreter starts afresh, variables and imports are gone"
+    assert "NameError" in python.run(code="x").text
+    python.close()
+
+
+def test_a_process_that_dies_is_the_agents_doing(python):
+    result = python.run(code="import os\nprint('so far', flush=True)\nos._exit(3)")
+    assert result.fault == "killed"
+    assert result.text.startswith("so far\n")
+    assert python.run(code="1 + 1").text == "2"
+
+
+def test_too_much_memory_is_the_agents_doing(python):
+    result = python.run(code="x = bytearray(10**11)")
+    assert result.fault in ("error", "killed")
+    assert python.run(code="1 + 1").text == "2"
+
+
+def test_too_much_output_is_cut_and_says_so():
+    python = PythonTool(limits=Limits(output_bytes=1000))
+    python.reset(TASK, np.random.default_rng(0))
+    result = python.run(code="print('a' * 100_000)")
+    assert result.text.endswith("\n[the rest of the output was left out]")
+    assert len(result.text) < 1100
+    assert result.fault == ""
+    python.close()
+
+
+def test_random_numbers_come_from_the_episode():
+    code = "import random, numpy\nprint(random.random(), numpy.random.random())"
+
+    def numbers(seed):
+        python = PythonTool()
+        python.reset(TASK, np.random.default_rng(seed))
+        text = python.run(code=code).text
+        python.reset(TASK, np.random.default_rng(seed))
+        assert python.run(code=code).text == text
+        python.close()
+        return text
+
+    assert numbers(1) == numbers(1) != numbers(2)
+
+
+def test_nothing_opens_before_the_first_call_and_close_may_be_called_twice(monkeypatch):
+    def refuse(*args, **settings):
+        raise SandboxFault("no engine here", retryable=True)
+
+    monkeypatch.setattr(agent_envs.tools.python, "open_interpreter", refuse)
+    python = PythonTool()
+    python.reset(TASK, np.random.default_rng(0))
+    python.close()
+    python.close()
+    with pytest.raises(SandboxFault, match="no engine here"):
+        python.run(code="1")
+
+
+@pytest.mark.parametrize("settings", [{"backend": "podman"}, {"isolation": "some"}, {"timeout": 0.0}])
+def test_wrong_settings_are_named(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        PythonTool(**settings)
+
+
+def test_the_limits_of_a_tool_are_the_interpreters():
+    assert PythonTool(timeout=2.0, limits=Limits(processes=3)).limits == Limits(processes=3, timeout=2.0)
+
+
+def test_an_engine_that_is_gone_is_opened_again_by_the_next_episode(monkeypatch):
+    env = gym.make("agent_envs/MathTool-v0").unwrapped
+    env.reset(seed=0)
+    env.step("<python>1</python>")
+
+    def gone(*args, **settings):
+        raise SandboxFault("the engine is gone", retryable=True)
+
+    monkeypatch.setattr(env.tools[0]._interpreter, "run", gone)
+    with pytest.raises(EnvironmentFault, match="the engine is gone") as caught:
+        env.step("<python>1</python>")
+    assert (caught.value.component, caught.value.retryable) == ("python", True)
+    env.reset(seed=0)
+    assert env.step("<python>1 + 1</python>")[0] == "2"
+    env.close()
+
+
+def test_it_pickles_while_it_has_no_interpreter(python):
+    assert pickle.loads(pickle.dumps(python)).timeout == 5.0
+    python.run(code="1")
+    for copied in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match="open interpreter"):
+            copied(python)
+    python.close()
+    assert pickle.loads(pickle.dumps(python)).timeout == 5.0
+
+
+def test_a_fork_of_a_live_episode_has_its_variables_and_its_randomness():
+    env = gym.make("agent_envs/MathTool-v0", max_turns=10, timeout=2.0)
+    env.reset(seed=0)
+    env.step("<python>import random; x = [random.random()]</python>")
+    env.step("<python>1 / 0</python>")
+    twin = copy.deepcopy(env)
+    for action in (
+        "<python>x.append(random.random()); x</python>",
+        "<python>len(x)</python>",
+        "<python>random.random()</python>",
+    ):
+        assert twin.step(action) == env.step(action)
+    twin.step("<python>x = 'gone'</python>")
+    assert env.step("<python>len(x)</python>")[0] == "2"
+    twin.close()
+    assert env.step("<python>len(x)</python>")[0] == "2"
+    env.close()
+
+
+def test_a_call_that_differs_when_it_runs_again_cannot_be_forked():
+    env = gym.make("agent_envs/MathTool-v0")
+    env.reset(seed=0)
+    env.step("<python>import os; print(os.urandom(8).hex())</python>")
+    with pytest.raises(agent_envs.ForkError, match="tool 'python' gave another result when call 1"):
+        copy.deepcopy(env)
+    env.close()

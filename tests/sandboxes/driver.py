@@ -1,0 +1,98 @@
+"""Drives a `host` from the tests, and counts what its sandboxes leave running."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PLAIN_USER = 54321
+SECRET = "a-secret-of-the-host"
+
+
+class HostProcess:
+    """A running `host`.
+
+    Args:
+        user: User id to run as; the tests' own by default.
+        refuse: What its kernel is to refuse.
+    """
+
+    def __init__(self, user: int | None = None, refuse: tuple[str, ...] = ()) -> None:
+        # The token is part of the module path, which a sandbox's warm process has on its command line, as have all its forks.
+        self.token = f"token-{uuid.uuid4().hex}"
+        command = [sys.executable, str(REPOSITORY / "tests" / "sandboxes" / "host.py"), "--refuse", *refuse]
+        if user is not None:
+            command = [*_as_user(user), *command]
+        environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:/{self.token}", "HOST_SECRET": SECRET}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd="/"
+        )
+
+    def ask(self, operation: str, **arguments: Any) -> SimpleNamespace:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"operation": operation, **arguments}) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "the host process died"
+        return SimpleNamespace(**json.loads(line))
+
+    def processes(self) -> dict[int, str]:
+        """State letter by id of every process of its sandboxes: the warm ones, the supervisors, the workers, and strays."""
+        return processes_with(self.token)
+
+    def settled(self, count: int, seconds: float = 3.0) -> dict[int, str]:
+        """Waits until ``count`` processes are left and no zombie; returns those that are there then."""
+        end = time.monotonic() + seconds
+        while (len(found := self.processes()) != count or "Z" in found.values()) and time.monotonic() < end:
+            time.sleep(0.01)
+        return found
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+
+def _as_user(user: int) -> list[str]:
+    """A command that runs another one as ``user``, who can read this Python even where it lives in a home folder of root's."""
+    switch = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--bounding-set=-all", "--no-new-privs"]
+    closed = [path for path in Path(sys.base_prefix).parents if not path.stat().st_mode & 0o001]
+    if not closed:
+        return switch
+    # In a mount namespace of its own: an empty folder over the closed one, with nothing in it but the way to Python.
+    script = 'mount --bind "$1" /mnt && mount -t tmpfs -o mode=755 tmpfs "$2" && mkdir -p "$1" && mount --move /mnt "$1" && shift 2 && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "sh", sys.base_prefix, str(closed[-1]), *switch]
+
+
+def processes_with(token: str) -> dict[int, str]:
+    """State letter by id of the processes with ``token`` on their command line, and of zombies that are children of theirs."""
+    found: dict[int, str] = {}
+    zombies: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            command = Path(f"/proc/{entry}/cmdline").read_bytes()
+            fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if token.encode() in command:
+            found[int(entry)] = fields[0]
+        elif fields[0] == "Z":
+            zombies[int(entry)] = int(fields[1])
+    found.update({zombie: "Z" for zombie, parent in zombies.items() if parent in found})
+    return found
