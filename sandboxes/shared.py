@@ -29,7 +29,7 @@ class Engine(Protocol):
         """Whether the engine still works; a dead one is closed and replaced."""
 
     def close(self) -> None:
-        """Ends the engine and waits until it is gone. Called once, by the process that started it."""
+        """Ends the engine and waits until it is gone. Called only by the process that started it."""
 
 
 EngineType = TypeVar("EngineType", bound=Engine)

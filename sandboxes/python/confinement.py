@@ -1,7 +1,7 @@
 """The walls of a local episode: what the kernel is asked for, and in which order.
 
-A `Plan` says which protections this machine grants (`probe` finds out). `enter_namespaces` and `Walls.build` put a
-supervisor inside them; `Walls.confine` then shuts each of its workers in further: own user, limits, no capabilities,
+A `Plan` says which protections this machine grants (`probe` finds out). `Walls.build` puts a supervisor inside those that
+it shares with its workers; `Walls.confine` then shuts each of its workers in further: own user, limits, no capabilities,
 Landlock, and the system-call filter last. In a mount namespace the root is an empty one that holds the Python installation,
 read-only, and the work folder in memory; without one the work folder is a real folder, and Landlock alone guards the host's
 files.
@@ -107,16 +107,11 @@ class Home:
     syscall_filter: bytes
 
 
-def enter_namespaces(plan: Plan) -> None:
-    """Moves this process into the plan's namespaces; its next child is the first of the new process-id namespace."""
-    if not plan.namespaces:
-        return
-    user, group = os.geteuid(), os.getegid()
-    kernel.unshare(plan.namespaces)
-    if "user" in plan.namespaces:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
+def map_user(user: int, group: int) -> None:
+    """In a new user namespace: the host's ``user`` and ``group``, who started it, are called the same in it."""
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
 
 
 class Walls:

@@ -8,7 +8,8 @@ import sys
 import traceback
 from typing import NoReturn
 
-from sandboxes.python.confinement import Home, Plan, Walls, enter_namespaces
+from sandboxes.python import kernel
+from sandboxes.python.confinement import Home, Plan, Walls, map_user
 from sandboxes.python.frames import ChannelClosed, FrameChannel
 from sandboxes.python.interpreter import Limits
 from sandboxes.python.supervisor import Supervisor
@@ -26,28 +27,37 @@ def fork_episode(plan: Plan, limits: Limits, seed: int, home: Home, connection: 
         to_close: Descriptors of the zygote's that the episode must not have.
 
     Returns:
-        Id of the child. With a process-id namespace it is a go-between that ends at once; the supervisor's parent is then
-        the zygote, which adopts orphans.
+        Process id of the supervisor.
+
+    Raises:
+        OSError: The kernel does not grant the plan's namespaces, or no process at all.
     """
-    pid = os.fork()
+    user, group = os.geteuid(), os.getegid()
+    pid = kernel.fork_into(plan.namespaces)
     if pid:
         return pid
-    _be_episode(plan, limits, seed, home, connection, to_close)
+    _be_episode(plan, limits, seed, home, connection, to_close, user, group)
 
 
-def _be_episode(plan: Plan, limits: Limits, seed: int, home: Home, connection: int, to_close: tuple[int, ...]) -> NoReturn:
+def _be_episode(
+    plan: Plan,
+    limits: Limits,
+    seed: int,
+    home: Home,
+    connection: int,
+    to_close: tuple[int, ...],
+    user: int,
+    group: int,
+) -> NoReturn:
     channel = FrameChannel(connection, connection)
     try:
         signal.set_wakeup_fd(-1)
         for descriptor in to_close:
             os.close(descriptor)
-        os.setsid()
+        os.setsid()  # before anything else: in a new namespace the parent's id is 0, and 0 means "my process group"
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-        enter_namespaces(plan)
-        if "pid" in plan.namespaces:
-            if os.fork():
-                os._exit(0)
-            os.setsid()  # before anything else: in a new namespace the parent's id is 0, and 0 means "my process group"
+        if "user" in plan.namespaces:
+            map_user(user, group)
         walls = Walls(plan, limits, proc, home)
         walls.build()
         Supervisor(channel, walls, proc, seed, limits.output_bytes).serve()

@@ -9,6 +9,9 @@ import contextlib
 import os
 import stat
 
+DEEPEST = 100
+"""Levels of folders that are counted; each costs more to reach than the one before."""
+
 
 def empty_folder(path: str) -> None:
     """Removes everything in ``path`` but ``path`` itself. Nobody may be writing there any more.
@@ -50,12 +53,15 @@ def remove_folder(path: str) -> None:
 
 
 def size_of_folder(path: str, most_entries: int) -> int | None:
-    """Bytes on disk below ``path``; None where that cannot be told: more than ``most_entries``, or folders closed to us."""
+    """Bytes on disk below ``path``; None where nobody can tell: too many entries, folders too deep, or closed to us."""
     size = entries = 0
-    pending = [path]
+    pending = [(path, 0)]
     while pending:
+        folder, depth = pending.pop()
+        if depth > DEEPEST:
+            return None
         try:
-            with os.scandir(pending.pop()) as found:
+            with os.scandir(folder) as found:
                 for entry in found:
                     entries += 1
                     if entries > most_entries:
@@ -63,7 +69,7 @@ def size_of_folder(path: str, most_entries: int) -> int | None:
                     with contextlib.suppress(FileNotFoundError):
                         size += entry.stat(follow_symlinks=False).st_blocks * 512
                         if entry.is_dir(follow_symlinks=False):
-                            pending.append(entry.path)
+                            pending.append((entry.path, depth + 1))
         except FileNotFoundError:
             continue
         except OSError:

@@ -7,7 +7,6 @@ An `Interpreter` keeps its state from call to call, like a notebook's kernel. Wh
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,6 +15,8 @@ from typing import Literal, Self
 Status = Literal["ok", "error", "timeout", "killed"]
 
 MIB = 1024 * 1024
+LONGEST = 1e9
+"""The longest time limit, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Limits:
     memory_bytes: int = 512 * MIB
     output_bytes: int = 64 * 1024
     file_bytes: int = 64 * MIB
-    processes: int = 32
+    processes: int = 64
     open_files: int = 128
     timeout: float = 5.0
 
@@ -126,6 +127,9 @@ class Protection:
 class Interpreter(ABC):
     """A Python interpreter with state. One owner at a time; different interpreters run in different threads at once.
 
+    Variables, imports, threads and files stay from call to call; a process that a call starts is ended with the call.
+    Standard input is empty, the current folder is the interpreter's own, and no network or host file can be reached.
+
     Example:
         >>> from sandboxes.python import open_interpreter
         >>> with open_interpreter() as python:
@@ -169,7 +173,7 @@ class Interpreter(ABC):
 
 
 def check_timeout(timeout: float, name: str = "timeout") -> float:
-    """Returns ``timeout`` in seconds if it is a positive finite number, else raises ``ValueError``."""
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not math.isfinite(timeout) or timeout <= 0:
-        raise ValueError(f"{name} must be a positive number of seconds, found {timeout!r}")
+    """Returns ``timeout`` in seconds if it is a positive number up to `LONGEST`, else raises ``ValueError``."""
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= LONGEST:
+        raise ValueError(f"{name} must be a positive number of seconds, at most {LONGEST:g}, found {timeout!r:.40}")
     return float(timeout)

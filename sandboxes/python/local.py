@@ -26,6 +26,7 @@ Isolation = Literal["auto", "none"]
 START_SECONDS = 120.0
 """How long the warm process may take to import its packages and try the walls, on a machine that is very busy."""
 ENDING_SECONDS = 15.0
+DYING_SECONDS = 0.5
 ANSWER_SECONDS = 60.0
 """How much longer than a call's own limit the supervisor may take to answer before it counts as gone."""
 
@@ -62,17 +63,19 @@ class Zygote:
                 start_new_session=True,
             )
         try:
-            self._socket.send(json.dumps({"preload": preload, "isolation": isolation}).encode())
+            request = {"preload": preload, "isolation": isolation, "temporary": tempfile.gettempdir()}
+            self._socket.send(json.dumps(request).encode())
             self._socket.settimeout(START_SECONDS)
             answer = json.loads(self._socket.recv(65536) or b"{}")
             self._socket.settimeout(None)
         except (OSError, ValueError) as problem:
-            self.close()
             message = f"the warm interpreter process did not start: {problem}{self._said()}"
+            self.close()
             raise SandboxFault(message, retryable=True) from problem
         if "ready" not in answer:
+            message = answer.get("fault") or f"the warm interpreter process died while it started{self._said()}"
             self.close()
-            raise SandboxFault(answer.get("fault") or f"the warm interpreter process died while it started{self._said()}")
+            raise SandboxFault(message)
         self._folder = answer["folder"]
         granted: dict[str, Any] = answer["ready"]
         granted.update({name: tuple(value) for name, value in granted.items() if isinstance(value, list)})
@@ -84,8 +87,8 @@ class Zygote:
         """Whether the process still runs."""
         return self._process.poll() is None
 
-    def open(self, limits: Limits, seed: int) -> tuple[socket.socket, int]:
-        """Starts an episode; returns the socket to its supervisor and the supervisor's process id.
+    def open(self, limits: Limits, seed: int) -> socket.socket:
+        """Starts an episode; returns the socket to its supervisor.
 
         Raises:
             ChannelClosed: This zygote is gone.
@@ -100,7 +103,13 @@ class Zygote:
                         socket.send_fds(self._socket, [request], [theirs.fileno()])
                 except OSError as problem:
                     raise ChannelClosed(f"the warm interpreter process is gone: {problem}") from problem
-            hello = FrameChannel(ours.fileno(), ours.fileno()).receive(ANSWER_SECONDS)
+            try:
+                hello = FrameChannel(ours.fileno(), ours.fileno()).receive(ANSWER_SECONDS)
+            except ChannelClosed as problem:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(DYING_SECONDS)
+                    raise
+                raise SandboxFault("an interpreter's supervisor died while it started: is memory short?", True) from problem
             if "fault" in hello:
                 raise SandboxFault(f"an interpreter could not be started: {hello['fault']}", retryable=True)
         except TimeoutError as problem:
@@ -109,10 +118,10 @@ class Zygote:
         except BaseException:
             ours.close()
             raise
-        return ours, int(hello["hello"])
+        return ours
 
     def close(self) -> None:
-        """Ends the process, and with it every interpreter whose owner has gone; waits for it."""
+        """Ends the process and every interpreter that it forked, and waits for it. Twice is fine."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -125,6 +134,7 @@ class Zygote:
             # Only after it was killed is its folder still there, and perhaps in use by episodes that outlived it.
             with contextlib.suppress(OSError):
                 os.rmdir(self._folder)
+        self._errors.close()
 
     def _said(self) -> str:
         """The last words of a process that could not report properly."""
@@ -189,12 +199,10 @@ class LocalInterpreter(Interpreter):
             key = ("sandboxes.python.local", self._preload, self._isolation)
             self._lease = shared.acquire(key, lambda: Zygote(self._preload, self._isolation), linger=True)
             try:
-                self._socket, _ = self._lease.engine.open(self._limits, _seed(seed))
+                self._socket = self._lease.engine.open(self._limits, _seed(seed))
                 return
             except ChannelClosed as problem:
-                # The warm process died; it has to be seen as dead before another can take its place.
-                self._lease.engine.close()
-                self._let_go()
+                self._let_go()  # the next lease is of a new warm process, since this one is seen to be dead
                 if attempt == 2:
                     raise SandboxFault(f"the warm interpreter process keeps dying: {problem}", retryable=True) from problem
             except BaseException:
@@ -267,7 +275,6 @@ def _environment() -> dict[str, str]:
     }
     for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "BLIS", "VECLIB_MAXIMUM"):
         environment[f"{name}_NUM_THREADS"] = "1"
-    for name in ("LD_LIBRARY_PATH", "TMPDIR"):
-        if name in os.environ:
-            environment[name] = os.environ[name]
+    if "LD_LIBRARY_PATH" in os.environ:
+        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     return environment

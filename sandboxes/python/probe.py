@@ -141,10 +141,11 @@ class Probe:
         """What came of the attempts: 0 or an error number for each, and how many forks there were."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            child = fork_episode(plan, Limits(processes=2), 0, self._home, theirs.fileno(), (ours.fileno(), *self._to_close))
+            try:
+                fork_episode(plan, Limits(processes=2), 0, self._home, theirs.fileno(), (ours.fileno(), *self._to_close))
+            except OSError as problem:
+                raise NoTrial(problem.strerror) from problem
             theirs.close()
-            if "pid" in plan.namespaces:
-                os.waitpid(child, 0)  # a go-between, which would count as one of the processes
             channel = FrameChannel(ours.fileno(), ours.fileno())
             try:
                 _no_fault(channel.receive(SECONDS))

@@ -20,7 +20,7 @@ class Process:
 
     Args:
         entry: Its name in the /proc that was read.
-        id: Its id in the supervisor's own namespace.
+        id: Its id in the namespace of the process that asks, for signals.
         threads: How many threads it has.
         resident_bytes: Memory it occupies, shared pages included.
         zombie: It has ended, and its parent has not asked how.
@@ -43,6 +43,9 @@ class ProcessTree:
     def __init__(self, proc: int) -> None:
         self._proc = proc
         self.entry = os.readlink("self", dir_fd=proc)
+        # A process has an id in its own namespace and in each one above, outermost first. Only the id in the namespace of
+        # the caller may be signalled by it: the same number means another process elsewhere.
+        self._depth = len(self._status(self.entry)["NSpid"].split()) - 1
         self._has_children_file = self._readable(f"{self.entry}/task/{self.entry}/children")
 
     def myself(self) -> Process:
@@ -130,16 +133,19 @@ class ProcessTree:
         return parents
 
     def _process(self, entry: str) -> Process | None:
-        status = dict(line.split(":", 1) for line in self._read(f"{entry}/status").splitlines() if ":" in line)
-        if "Pid" not in status:
-            return None
+        status = self._status(entry)
+        if "NSpid" not in status:
+            return None  # it ended in between
         return Process(
             entry=entry,
-            id=int(status.get("NSpid", status["Pid"]).split()[-1]),
+            id=int(status["NSpid"].split()[self._depth]),
             threads=int(status.get("Threads", "1")),
             resident_bytes=int(status.get("VmRSS", "0").split()[0]) * 1024,
             zombie=status["State"].split()[0] in "ZX",
         )
+
+    def _status(self, entry: str) -> dict[str, str]:
+        return dict(line.split(":", 1) for line in self._read(f"{entry}/status").splitlines() if ":" in line)
 
     def _read(self, path: str) -> str:
         try:

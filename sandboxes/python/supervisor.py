@@ -32,8 +32,8 @@ from sandboxes.python.worker import ERROR_BYTES, PACKET_BYTES, REAP, run_worker
 
 WATCH_SECONDS = 0.04
 """How often a running call's processes, memory and files are looked at."""
-WATCH_SHARE = 10.0
-"""Looking takes at most one part in so many of the time, however much there is to look at."""
+WATCH_PAUSE = 3.0
+"""After a look that took long, the next one comes after so many times as long."""
 READY_SECONDS = 20.0
 """How long a fresh worker may take to shut itself in, on a machine that is very busy."""
 ENDING_SECONDS = 10.0
@@ -131,10 +131,10 @@ class Supervisor:
         self._worker = self._fork_worker()
 
     def serve(self) -> None:
-        """Says hello, with its process id on the host, once a worker stands ready; then answers until the host is gone."""
+        """Says hello once a worker stands ready, then answers until the host is gone."""
         try:
             self._await_ready()
-            self._channel.send({"hello": int(self._tree.entry)})
+            self._channel.send({"hello": True})
             while True:
                 request = self._channel.receive()
                 if request["op"] == "reset":
@@ -195,7 +195,7 @@ class Supervisor:
                     verdict = ("killed", f"ResourceError: the code used more than {too_much} and was stopped. {AFRESH}")
                     break
                 looked = time.monotonic()
-                watch = looked + max(WATCH_SECONDS, WATCH_SHARE * (looked - now))
+                watch = looked + max(WATCH_SECONDS, WATCH_PAUSE * (looked - now))
             for descriptor, event in poll.poll(max(0.0, min(deadline, watch) - now) * 1000 + 1):
                 if verdict is not None:
                     break

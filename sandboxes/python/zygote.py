@@ -17,7 +17,6 @@ import select
 import signal
 import socket
 import sys
-import tempfile
 from dataclasses import asdict
 from typing import Any
 
@@ -25,12 +24,14 @@ from sandboxes.python import kernel
 from sandboxes.python.confinement import Home, Plan
 from sandboxes.python.episode import fork_episode
 from sandboxes.python.folders import remove_folder
+from sandboxes.python.frames import ChannelClosed, FrameChannel
 from sandboxes.python.interpreter import Limits
 from sandboxes.python.libraries import is_below, readable_paths, steps_to_mirror
 from sandboxes.python.probe import NoTrial, Probe
 from sandboxes.python.processes import ProcessTree
 from sandboxes.python.syscall_filter import compile_filter
 
+SECOND_START = "SANDBOX_SECOND_START"
 ENDING_SECONDS = 8.0
 OPEN_FILES = 4096
 """Descriptors that supervisors may have; a worker's own are numbered just below 1024."""
@@ -109,9 +110,17 @@ class Zygote:
                 if not message:
                     return
                 request = json.loads(message)
-                limits = Limits(**request["limits"])
-                self._episodes.add(fork_episode(self._plan, limits, request["seed"], self._home, descriptors[0], to_close))
-                os.close(descriptors[0])
+                self._open(request, descriptors[0], to_close)
+
+    def _open(self, request: dict[str, Any], connection: int, to_close: tuple[int, ...]) -> None:
+        try:
+            limits = Limits(**request["limits"])
+            self._episodes.add(fork_episode(self._plan, limits, request["seed"], self._home, connection, to_close))
+        except OSError as problem:
+            with contextlib.suppress(ChannelClosed):
+                FrameChannel(connection, connection).send({"fault": f"no process could be started: {problem.strerror}"})
+        finally:
+            os.close(connection)
 
     def end(self) -> None:
         """Ends every episode that is left; each also ends by itself when its host is gone."""
@@ -125,8 +134,6 @@ class Zygote:
         with contextlib.suppress(ChildProcessError):
             while ended := os.waitpid(-1, os.WNOHANG)[0]:
                 self._episodes.discard(ended)
-        if "pid" in self._plan.namespaces:
-            return  # there the kernel does that, and supervisors are adopted children
         for child in ProcessTree(self._proc).children():
             if child not in self._episodes:
                 with contextlib.suppress(ProcessLookupError):
@@ -150,22 +157,31 @@ def unfit(plan: Plan, missing: tuple[str, ...]) -> str:
     return ""
 
 
+def make_folder(parent: str) -> str:
+    """A new folder in ``parent``. Not with ``tempfile``, whose idea of the temporary folder the episodes would inherit."""
+    folder = os.path.join(parent, f"sandbox-{os.urandom(8).hex()}")
+    os.mkdir(folder)
+    os.chmod(folder, 0o711)  # a worker of another user passes through to its own folder
+    return folder
+
+
 def main(descriptor: int) -> None:
     """Runs a zygote on the socket ``descriptor``; returns when the host is gone."""
-    if not kernel.addresses_fixed() and kernel.fix_addresses():
-        os.execv(sys.executable, sys.orig_argv)  # takes effect with a new program
+    if os.environ.pop(SECOND_START, None) is None and kernel.fix_addresses():
+        # Takes effect with a new program.
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, SECOND_START: "yes"})
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     kernel.adopt_orphans()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     soft = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    folder = tempfile.mkdtemp(prefix="sandbox-")
-    os.chmod(folder, 0o711)  # a worker of another user passes through to its own folder
+    folder = ""
     try:
         with socket.socket(fileno=descriptor) as host:
-            zygote = Zygote(host, folder)
             request = json.loads(host.recv(65536))
+            folder = make_folder(request["temporary"])
+            zygote = Zygote(host, folder)
             answer = zygote.start(request["preload"], request["isolation"])
             host.send(json.dumps(answer).encode())
             if "fault" not in answer:
@@ -174,4 +190,5 @@ def main(descriptor: int) -> None:
     except (OSError, ValueError) as problem:
         sys.stderr.write(f"zygote: {type(problem).__name__}: {problem}\n")
     finally:
-        remove_folder(folder)
+        if folder:
+            remove_folder(folder)

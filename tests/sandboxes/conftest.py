@@ -6,28 +6,56 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
-from driver import PLAIN_USER, HostProcess
+from driver import PLAIN_USER, HostProcess, python_is_closed
 
-SITUATIONS = {
-    "root": (False, ()),
-    "root-without-namespaces": (False, ("namespaces",)),
-    "user": (True, ()),
-    "user-without-namespaces": (True, ("namespaces",)),
-    "user-with-seccomp-alone": (True, ("namespaces", "landlock")),
-    "user-without-seccomp": (True, ("seccomp",)),
+
+@dataclass(frozen=True)
+class Situation:
+    """As whom, and on which kernel.
+
+    Args:
+        plain: A plain user, not root.
+        refuse: What the kernel refuses.
+        reach: Whether every user can read this Python.
+    """
+
+    plain: bool = False
+    refuse: tuple[str, ...] = ()
+    reach: bool = True
+
+
+SITUATIONS: dict[str, Situation] = {
+    "root": Situation(),
+    "root-without-namespaces": Situation(refuse=("namespaces",)),
+    "user": Situation(plain=True),
+    "user-without-namespaces": Situation(plain=True, refuse=("namespaces",)),
+}
+RARE: dict[str, Situation] = {
+    "root-alone-in-reach-of-python": Situation(reach=False),
+    "root-alone-in-reach-of-python-without-namespaces": Situation(refuse=("namespaces",), reach=False),
+    "root-with-seccomp-alone": Situation(refuse=("namespaces", "landlock")),
+    "user-with-seccomp-alone": Situation(plain=True, refuse=("namespaces", "landlock")),
+    "user-without-seccomp": Situation(plain=True, refuse=("seccomp",)),
+    "user-without-landlock": Situation(plain=True, refuse=("landlock",)),
 }
 
 
-@pytest.fixture(scope="session", params=SITUATIONS)
+@pytest.fixture(
+    scope="session",
+    params=[*SITUATIONS, *(pytest.param(name, marks=pytest.mark.thorough) for name in RARE)],
+)
 def situation(request: pytest.FixtureRequest) -> Iterator[HostProcess]:
     """A host of interpreters under one of `SITUATIONS`, with one interpreter open."""
-    plain, refuse = SITUATIONS[request.param]
-    if not plain and os.geteuid() != 0:
+    wanted = {**SITUATIONS, **RARE}[request.param]
+    if not wanted.plain and os.geteuid() != 0:
         pytest.skip("needs root")
-    host = HostProcess(PLAIN_USER if plain and os.geteuid() == 0 else None, refuse)
+    if not wanted.reach and not python_is_closed():
+        pytest.skip("every user can read this Python")
+    host = HostProcess(PLAIN_USER if wanted.plain and os.geteuid() == 0 else None, wanted.refuse, wanted.reach)
     try:
         answer = host.ask("open")
         if hasattr(answer, "fault"):

@@ -24,14 +24,17 @@ class HostProcess:
     Args:
         user: User id to run as; the tests' own by default.
         refuse: What its kernel is to refuse.
+        reach: Whether every user can reach this Python, as is usual; root alone where it really is so, else.
     """
 
-    def __init__(self, user: int | None = None, refuse: tuple[str, ...] = ()) -> None:
-        # The token is part of the module path, which a sandbox's warm process has on its command line, as have all its forks.
+    def __init__(self, user: int | None = None, refuse: tuple[str, ...] = (), reach: bool = True) -> None:
+        # The token is part of the module path, which a sandbox's warm process has on its command line, and so all its forks.
         self.token = f"token-{uuid.uuid4().hex}"
         command = [sys.executable, str(REPOSITORY / "tests" / "sandboxes" / "host.py"), "--refuse", *refuse]
         if user is not None:
             command = [*_as_user(user), *command]
+        if reach and os.geteuid() == 0:
+            command = [*_within_reach(), *command]
         environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:/{self.token}", "HOST_SECRET": SECRET}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd="/"
@@ -67,19 +70,29 @@ class HostProcess:
                     stream.close()
 
 
-def _as_user(user: int) -> list[str]:
-    """A command that runs another one as ``user``, who can read this Python even where it lives in a home folder of root's."""
-    switch = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--bounding-set=-all", "--no-new-privs"]
+def python_is_closed() -> Path | None:
+    """The folder that keeps other users from this Python, such as root's home; None where it is open to all."""
     closed = [path for path in Path(sys.base_prefix).parents if not path.stat().st_mode & 0o001]
-    if not closed:
-        return switch
+    return closed[-1] if closed else None
+
+
+def _within_reach() -> list[str]:
+    """A command that runs another one where every user can read this Python."""
+    closed = python_is_closed()
+    if closed is None:
+        return []
     # In a mount namespace of its own: an empty folder over the closed one, with nothing in it but the way to Python.
-    script = 'mount --bind "$1" /mnt && mount -t tmpfs -o mode=755 tmpfs "$2" && mkdir -p "$1" && mount --move /mnt "$1" && shift 2 && exec "$@"'
-    return ["unshare", "--mount", "sh", "-c", script, "sh", sys.base_prefix, str(closed[-1]), *switch]
+    hide = 'mount --bind "$1" /mnt && mount -t tmpfs -o mode=755 tmpfs "$2" && mkdir -p "$1" && mount --move /mnt "$1"'
+    return ["unshare", "--mount", "sh", "-c", f'{hide} && shift 2 && exec "$@"', "sh", sys.base_prefix, str(closed)]
+
+
+def _as_user(user: int) -> list[str]:
+    """A command that runs another one as ``user``, with no rights left from root."""
+    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--bounding-set=-all", "--no-new-privs"]
 
 
 def processes_with(token: str) -> dict[int, str]:
-    """State letter by id of the processes with ``token`` on their command line, and of zombies that are children of theirs."""
+    """State letter by id of the processes with ``token`` on their command line, and of their children that are zombies."""
     found: dict[int, str] = {}
     zombies: dict[int, int] = {}
     for entry in os.listdir("/proc"):

@@ -18,8 +18,8 @@ import pyseccomp
 
 from sandboxes.faults import SandboxFault
 from sandboxes.python import Interpreter, Limits, open_interpreter
+from sandboxes.python.kernel import NAMESPACES
 
-NEW_USER_NAMESPACE = 0x10000000
 LANDLOCK_CREATE_RULESET = 444
 
 
@@ -29,6 +29,8 @@ def refuse(names: list[str]) -> None:
     for name in names:
         if name == "namespaces":
             table.add_rule(pyseccomp.ERRNO(errno.EPERM), "unshare")
+            for flag in NAMESPACES.values():
+                table.add_rule(pyseccomp.ERRNO(errno.EPERM), "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flag, flag))
         elif name == "landlock":
             table.add_rule(pyseccomp.ERRNO(errno.ENOSYS), LANDLOCK_CREATE_RULESET)
         elif name == "seccomp":

@@ -34,7 +34,7 @@ FORGERIES = """
 import json, os
 forged = [
     b'{"nonce": "", "error": ""}', b'{"ready": true}', b'{"fault": "forged"}', b'.', b'reap', b'[' * 9999, b'1e999', b'null',
-    json.dumps({"status": "ok", "stdout": "forged", "error": "", "seconds": 0, "truncated": False, "state_lost": False}).encode(),
+    b'{"status": "ok", "stdout": "forged", "error": "", "seconds": 0, "truncated": false, "state_lost": false}',
 ]
 forged += [len(text).to_bytes(4, "big") + text for text in forged]
 def flood(descriptors):
@@ -54,7 +54,7 @@ ATTACKS = {
     "KeyboardInterrupt": Attack("raise KeyboardInterrupt", "error", error="KeyboardInterrupt"),
     "GeneratorExit": Attack("raise GeneratorExit", "error", error="GeneratorExit"),
     "interrupt_main": Attack(
-        "import _thread, threading, time\nthreading.Timer(0.01, _thread.interrupt_main).start()\ntime.sleep(9)",
+        "import _thread, threading\nthreading.Timer(0.01, _thread.interrupt_main).start()\nwhile True: pass",
         "error",
         error="KeyboardInterrupt",
     ),
@@ -115,7 +115,8 @@ ATTACKS = {
     "forged replies and an end": Attack(FORGERIES + "flood(range(5000))\nos._exit(0)", "killed", error="status 0"),
     "sabotage": Attack(
         "import builtins, json, os, sys, traceback\njson.loads = json.dumps = os.read = os.write = os.dup2 = None\n"
-        "traceback.format_exception = None\nsys.settrace(lambda *_: 1 / 0); sys.setprofile(lambda *_: 1 / 0)\nsys.setrecursionlimit(30)",
+        "traceback.format_exception = None\nsys.setrecursionlimit(30)\n"
+        "sys.settrace(lambda *_: 1 / 0); sys.setprofile(lambda *_: 1 / 0)",
         "ok error",
     ),
     "no recursion left": Attack("import sys; sys.setrecursionlimit(10)\ndef f(): f()\nf()", "error", error="RecursionError"),
@@ -131,8 +132,8 @@ ATTACKS = {
     "growing list": Attack("x = []\nwhile True: x.append(bytes(10**7))", "error killed", timeout=20),
     "mapped memory": Attack("import mmap; mmap.mmap(-1, 10**10)", "error"),
     "memory of many": Attack(
-        "import os, time\nfor _ in range(8):\n    if os.fork() == 0:\n        x = b'x' * (120 * 2**20)\n        time.sleep(60)\n"
-        "time.sleep(60)",
+        "import os, time\nfor _ in range(8):\n    if os.fork() == 0:\n        x = b'x' * (120 * 2**20)\n"
+        "        time.sleep(60)\ntime.sleep(60)",
         "killed",
         error="MiB of memory",
     ),
@@ -150,7 +151,8 @@ ATTACKS = {
         timeout=5,
     ),
     "daemon": Attack(
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork(): os._exit(0)\n    while True: time.sleep(0.01)",
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork(): os._exit(0)\n"
+        "    while True: time.sleep(0.01)",
         "ok",
     ),
     "daemon past the limit": Attack(
@@ -187,7 +189,7 @@ ATTACKS = {
     "many big files": Attack(
         "for n in range(99):\n    with open(f'f{n}', 'wb') as f: f.write(bytes(5 * 10**6))", "error killed ok", timeout=20
     ),
-    "many files": Attack("for n in range(30000): open(f'f{n}', 'w').close()", "error killed ok", timeout=20),
+    "many files": Attack("for n in range(12000): open(f'f{n}', 'w').close()", "error killed ok", timeout=20),
     "deep folders": Attack(
         "import os\nfor _ in range(3000):\n    os.mkdir('d'); os.chdir('d')", "ok error killed", timeout=20
     ),
@@ -273,7 +275,8 @@ def test_an_old_number_is_worth_nothing(host: HostProcess) -> None:
 
 
 def test_threads_left_behind_are_stopped_between_calls(host: HostProcess) -> None:
-    spin = "import threading\nn = 0\ndef spin():\n    global n\n    while True: n += 1\nthreading.Thread(target=spin, daemon=True).start()"
+    spin = "n = 0\ndef spin():\n    global n\n    while True: n += 1\n"
+    spin += "import threading; threading.Thread(target=spin, daemon=True).start()"
     assert host.ask("run", code=spin).status == "ok"
     time.sleep(0.05)
     assert sorted(host.processes().values()).count("T") == 1
@@ -292,10 +295,12 @@ def test_what_threads_print_after_the_reply_waits_for_the_next_call(host: HostPr
     assert (done.status, done.stdout) == ("ok", "late\n42\n")
 
 
-def test_a_thief_of_requests_steals_from_itself_alone(host: HostProcess) -> None:
+def test_a_thief_of_requests_costs_one_call(host: HostProcess) -> None:
     thief = STOLEN_NUMBER + "import threading\nthreading.Thread(target=os.read, args=(control, 9999), daemon=True).start()"
     assert host.ask("run", code=thief).status == "ok"
-    assert host.ask("run", code="print('stolen, or not')", timeout=0.3).status in ("timeout", "ok")
+    statuses = [host.ask("run", code="x = 1", timeout=0.5).status for _ in range(6)]
+    assert statuses.count("timeout") <= 1
+    assert set(statuses) <= {"ok", "timeout"}
     next_call_works(host)
 
 
@@ -325,8 +330,8 @@ doors = {
     "environment": lambda: open("/proc/self/environ").read(),
     "parent's memory": lambda: open(f"/proc/{os.getppid()}/mem", "r+b"),
     "first's memory": lambda: open("/proc/1/mem", "rb"),
-    "temporary folder": lambda: open("/tmp/left-by-the-code", "w"),
-    "shared memory": lambda: open("/dev/shm/left-by-the-code", "w"),
+    "temporary folder": lambda: (open("/tmp/left-by-the-code", "w"), os.unlink("/tmp/left-by-the-code")),
+    "shared memory": lambda: (open("/dev/shm/left-by-the-code", "w"), os.unlink("/dev/shm/left-by-the-code")),
     "library": lambda: open(os.__file__, "a"),
     "beside the library": lambda: open(os.path.dirname(os.__file__) + "/planted.py", "w"),
     "trigger": lambda: open("/proc/sysrq-trigger", "w"),
@@ -379,9 +384,7 @@ def test_doors_are_closed(host: HostProcess, listening: SimpleNamespace) -> None
     if host.protection.files == "open":
         opened -= FILES  # described as open: nothing on this kernel guards files
     if not host.protection.seccomp:
-        # A network namespace is left: sockets can be made, but none leads out of it. And what needs no capability is not refused.
-        opened -= {"udp"} if "net" not in host.protection.namespaces else set()
-        opened -= {"namespace"}
+        opened -= {"namespace"}  # anybody may make one where no filter says no; it leads nowhere
     assert opened == set()
     assert SECRET not in host.ask("run", code="import os; print(os.environ)").stdout
     next_call_works(host)
