@@ -18,7 +18,7 @@ Where this differs from the paper, by default, and the option that goes back:
 - Losses are averaged over all tokens of a mini-batch, as in DAPO; the paper averages each
   trajectory first, which makes a token of a long one count less.                                  --average sequence-mean
 - β = 0, as in ARPO and RAPO: no reference policy; the paper has β = 0.04.                         --kl-coefficient 0.04
-- One optimiser step a batch, so that every ratio is 1 and nothing is clipped.                     --minibatch-groups, --epochs
+- The learning rate falls to zero over the run; the paper's is constant.                           --schedule constant
 - Returns may be compared without dividing by their standard deviation, as in
   Dr. GRPO (arXiv 2503.20783); the paper divides, and so does this by default.                     --no-scale-by-std
 

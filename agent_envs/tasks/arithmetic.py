@@ -45,7 +45,7 @@ class Arithmetic(TaskSource):
 
     name = "arithmetic"
 
-    def __init__(self, difficulty: int | Sequence[int] = (2, 3)) -> None:
+    def __init__(self, difficulty: int | Sequence[int] = (1, 2)) -> None:
         self.difficulty = tuple(difficulty) if isinstance(difficulty, Sequence) else (difficulty,)
         if not self.difficulty or not all(isinstance(d, int) and 1 <= d <= 8 for d in self.difficulty):
             raise ValueError(f"difficulty is a number of operations from 1 to 8, or a list of them; found {difficulty!r}")

@@ -50,9 +50,9 @@ class RunConfig:
     """Batches to learn from."""
     tasks_per_step: int = 16
     """Groups in a batch."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    learning_rate: float | None = None
+    """Peak learning rate of AdamW; default: 3e-4 for the tiny policy, 1e-6 for any other."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Course of the learning rate after the warm-up; linear and cosine end at zero."""
     warmup_steps: int = 0
     """Batches over which the learning rate rises from zero."""
@@ -60,7 +60,7 @@ class RunConfig:
     """Weight decay of AdamW."""
     epochs: int = 1
     """Passes over a batch."""
-    minibatch_groups: int = 0
+    minibatch_groups: int = 4
     """Groups an optimiser step; 0: the whole batch."""
     micro_tokens: int = 16384
     """Padded tokens in one forward and backward pass; changes memory, not results."""
@@ -69,7 +69,7 @@ class RunConfig:
 
     temperature: float = 1.0
     """Sampling temperature."""
-    turn_tokens: int = 256
+    turn_tokens: int = 512
     """Tokens that the policy may write in a turn."""
     total_tokens: int = 2048
     """Tokens of a whole trajectory, prompt and tool results included."""
@@ -97,8 +97,9 @@ class RunConfig:
     """Device of the policy: auto, cpu, cuda."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the policy; auto: float32 on CPU, bfloat16 elsewhere."""
-    threads: int = 2
-    """CPU threads of the policy's arithmetic; part of what makes two runs equal."""
+    threads: int = 0
+    """CPU threads of the policy's arithmetic; part of what makes two runs equal. 0: one for the tiny policy, which shares the
+    cores with its tools, else all."""
     deterministic: bool | None = None
     """Bit-equal reruns and resumes; default: only for the tiny policy on CPU."""
 
@@ -189,11 +190,11 @@ def full_name(env: str) -> str:
 
 def check(config: RunConfig) -> None:
     """Raises `UsageError` for values that cannot be meant."""
-    positive = ("steps", "tasks_per_step", "epochs", "turn_tokens", "total_tokens", "micro_tokens", "concurrency", "threads")
+    positive = ("steps", "tasks_per_step", "epochs", "turn_tokens", "total_tokens", "micro_tokens", "concurrency")
     for name in (*positive, "eval_tasks", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
-    for name in ("minibatch_groups", "warmup_steps", "eval_every", "seed"):
+    for name in ("minibatch_groups", "warmup_steps", "eval_every", "seed", "threads"):
         if getattr(config, name) < 0:
             raise UsageError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(config, name)}")
     if not config.temperature > 0:

@@ -85,11 +85,11 @@ class Recipe:
     weight_std: float = 0.06
     seed: int = 2026
     clean_episodes: int = 3072
-    clean_steps: int = 400
+    clean_steps: int = 440
     mixed_episodes: int = 1024
-    mixed_steps: int = 120
+    mixed_steps: int = 100
     spoilt_share: float = 0.6
-    batch_size: int = 24
+    batch_size: int = 48
     learning_rate: float = 4e-3
     context_weight: float = 0.1
 

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import logging
 import math
+import os
 import re
 import time
 from collections import Counter
@@ -93,7 +94,7 @@ def train(learner: Learner) -> dict[str, Any]:
     """
     config = learner.config
     check(config)
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or (1 if config.model == "tiny" else os.cpu_count() or 1))
     torch.use_deterministic_algorithms(is_deterministic(config))
     makers = {split: environment_maker(config, split) for split in (config.train_split, config.eval_split)}
     with stage_progress("teaching the tiny policy") as progress:
@@ -126,7 +127,7 @@ class _Run:
         self._learner, self._config, self._folder = learner, config, folder
         self._model, self._tokenizer = model, tokenizer
         self._reference = copy.deepcopy(model) if learner.kl_coefficient > 0 else None
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        self._optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
         self._step = 0  # batches learned from
         self._before: dict[str, float] = {}  # the evaluation before training
         self._earlier_seconds = 0.0  # of the sittings before this one
@@ -366,11 +367,12 @@ def _mean(numbers: Iterable[float]) -> float:
 
 def _learning_rate(config: RunConfig, step: int) -> float:
     """The learning rate of the update after ``step`` others."""
+    peak = config.learning_rate if config.learning_rate is not None else 3e-4 if config.model == "tiny" else 1e-6
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return peak * (step + 1) / config.warmup_steps
     course = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     falling = {"constant": 1.0, "linear": 1.0 - course, "cosine": 0.5 * (1.0 + math.cos(math.pi * course))}
-    return config.learning_rate * falling[config.schedule]
+    return peak * falling[config.schedule]
 
 
 def _seed(*numbers: int) -> int:

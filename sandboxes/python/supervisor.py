@@ -12,23 +12,18 @@ left, removes the work folder and ends. Standard library only: it also runs wher
 
 from __future__ import annotations
 
-import array
 import contextlib
-import fcntl
 import json
 import os
 import select
 import signal
-import socket
-import termios
 import time
-from dataclasses import dataclass
-from os import _exit  # by name: a worker's code can put something else into os
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from sandboxes.python.frames import ChannelClosed, FrameChannel
+from sandboxes.python.handle import Output, WorkerHandle, read_now
 from sandboxes.python.processes import Process, ProcessTree
-from sandboxes.python.worker import ERROR_BYTES, PACKET_BYTES, REAP, run_worker
+from sandboxes.python.worker import ERROR_BYTES, PACKET_BYTES, REAP
 
 WATCH_SECONDS = 0.04
 """How often a running call's processes, memory and files are looked at."""
@@ -37,7 +32,6 @@ WATCH_PAUSE = 3.0
 READY_SECONDS = 20.0
 """How long a fresh worker may take to shut itself in, on a machine that is very busy."""
 ENDING_SECONDS = 10.0
-HINT_BYTES = 256 * 1024
 AFRESH = "The interpreter starts afresh: variables and imports are gone."
 
 
@@ -64,44 +58,6 @@ class Enclosure(Protocol):
 
     def leave(self) -> None:
         """Takes down what the launcher put up for this episode; the last call."""
-
-
-@dataclass
-class _Worker:
-    """A worker as the supervisor sees it: its process, the packet socket and the pipe of its output."""
-
-    id: int
-    control: int
-    output: int
-    ready: bool = False
-    end: str = ""
-
-
-class _Output:
-    """The output of one call: the first bytes are kept, the rest is counted."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._kept = bytearray()
-        self.truncated = False
-
-    def add(self, chunk: bytes) -> None:
-        room = self._limit - len(self._kept)
-        self._kept += chunk[:room]
-        self.truncated = self.truncated or len(chunk) > room
-
-    def text(self) -> str:
-        kept = bytes(self._kept)
-        if self.truncated:
-            # The limit may have cut a character: leave out its first bytes instead of showing it as damaged.
-            for back in range(1, min(4, len(kept) + 1)):
-                last = kept[-back]
-                if last >= 0xC0:
-                    whole = 2 if last < 0xE0 else 3 if last < 0xF0 else 4
-                    kept = kept[:-back] if whole > back else kept
-                if last >= 0xC0 or last < 0x80:
-                    break
-        return kept.decode("utf-8", "replace")
 
 
 class Supervisor:
@@ -163,7 +119,7 @@ class Supervisor:
 
     def _run(self, code: str, timeout: float, display: bool) -> dict[str, Any]:
         self._await_ready()
-        self._throw_away_late_output()
+        self._worker.forget_late_words()
         worker = self._worker
         nonce = os.urandom(16).hex()
         request = json.dumps({"nonce": nonce, "code": code, "display": display}).encode("ascii")
@@ -171,7 +127,7 @@ class Supervisor:
         parts = [request[start : start + PACKET_BYTES - 1] for start in starts]
         packets = [(b"." if part is parts[-1] else b"+") + part for part in parts]
         packets.reverse()
-        output = _Output(self._output_bytes)
+        output = Output(self._output_bytes)
         poll = select.poll()
         poll.register(self._channel.reader, select.POLLIN)
         poll.register(self._wakeup, select.POLLIN)
@@ -180,7 +136,7 @@ class Supervisor:
         started = time.monotonic()
         deadline = started + timeout
         watch = started + WATCH_SECONDS
-        os.kill(worker.id, signal.SIGCONT)
+        worker.go_on()
         verdict: tuple[str, str] | None = None
         overfull = ""
         while verdict is None:
@@ -200,20 +156,17 @@ class Supervisor:
                 if verdict is not None:
                     break
                 if descriptor == worker.output:
-                    chunk = self._read(worker.output, 1 << 16)
-                    if chunk == b"":
+                    if worker.read_output(output) == b"":
                         poll.unregister(worker.output)
-                    elif chunk is not None:
-                        output.add(chunk)
                 elif descriptor == worker.control:
-                    if packets and event & select.POLLOUT and self._write(worker.control, packets[-1]):
+                    if packets and event & select.POLLOUT and worker.write(packets[-1]):
                         packets.pop()
                         if not packets:
                             poll.modify(worker.control, select.POLLIN)
                     if event & ~select.POLLOUT:
-                        verdict = self._judge(self._read(worker.control, HINT_BYTES), nonce)
+                        verdict = self._judge(worker.read_hint(), nonce)
                 elif descriptor == self._wakeup:
-                    self._read(self._wakeup, 4096)
+                    read_now(self._wakeup, 4096)
                     verdict = self._obituary()
                 else:
                     self._expect_nothing_from_host()
@@ -224,7 +177,8 @@ class Supervisor:
         lost = status in ("timeout", "killed")
         if lost:
             self._kill_everything()
-            self._drain(output)
+            while worker.read_output(output):
+                pass
             worker.ready = False
             if overfull:
                 self._enclosure.empty_folder()
@@ -271,20 +225,21 @@ class Supervisor:
 
     # The processes below
 
-    def _settle(self, output: _Output) -> bool:
+    def _settle(self, output: Output) -> bool:
         """After a call: stops the worker, ends every other process, takes in what was printed. False if they keep coming."""
         worker = self._worker
         for _ in range(20):
-            os.kill(worker.id, signal.SIGSTOP)
+            worker.stop()
             strays = [process for process in self._tree.below() if process.id != worker.id]
             if not strays:
-                self._take_in(worker.output, output)
+                worker.take_in(output)
                 return True
             for process in strays:
-                self._signal(process.id, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.id, signal.SIGKILL)
             # Children of the worker stay as zombies until it asks for them.
-            os.kill(worker.id, signal.SIGCONT)
-            self._write(worker.control, REAP)
+            worker.go_on()
+            worker.write(REAP)
             time.sleep(0.002)
             if self._obituary() is not None:
                 return False
@@ -296,33 +251,13 @@ class Supervisor:
                 f"processes of the code could not be ended within {ENDING_SECONDS:g} s: is the machine out of memory?"
             )
 
-    def _signal(self, process_id: int, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process_id, number)
-
     # The worker
 
-    def _fork_worker(self) -> _Worker:
-        ours, theirs = (end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            self._be_worker(theirs, writer)
-        os.close(theirs)
-        os.close(writer)
-        os.set_blocking(ours, False)
-        os.set_blocking(reader, False)
-        return _Worker(pid, ours, reader)
-
-    def _be_worker(self, control: int, output: int) -> NoReturn:
-        try:
-            run_worker(control, output, self._enclosure.confine, self._seed, self._enclosure.open_files)
-        finally:
-            _exit(1)
+    def _fork_worker(self) -> WorkerHandle:
+        return WorkerHandle(self._enclosure.confine, self._seed, self._enclosure.open_files)
 
     def _replace_worker(self) -> None:
-        os.close(self._worker.control)
-        os.close(self._worker.output)
+        self._worker.close()
         self._worker = self._fork_worker()
 
     def _await_ready(self) -> None:
@@ -341,53 +276,9 @@ class Supervisor:
                 if descriptor != worker.control:
                     poll.unregister(descriptor)  # a request that waits, or the host hanging up: the next receive tells
                     continue
-                packet = self._read(worker.control, HINT_BYTES)
+                packet = worker.read_hint()
                 message = json.loads(packet) if packet else {"fault": "its process died"}
                 if "fault" in message:
                     raise SupervisorFault(f"a worker could not be shut in: {message['fault']}")
                 worker.ready = True
-        os.kill(worker.id, signal.SIGSTOP)
-
-    # Reading and writing without blocking
-
-    def _read(self, descriptor: int, most: int) -> bytes | None:
-        """Bytes, b"" at the end, None where there is nothing now."""
-        try:
-            return os.read(descriptor, most)
-        except BlockingIOError:
-            return None
-        except ConnectionResetError:
-            return b""
-
-    def _write(self, descriptor: int, packet: bytes) -> bool:
-        try:
-            os.write(descriptor, packet)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True  # nobody reads any more; the next read finds that out
-        return True
-
-    def _take_in(self, descriptor: int, output: _Output) -> None:
-        """Reads what is in the pipe at this moment, and no more, however fast somebody writes."""
-        waiting = array.array("i", [0])
-        fcntl.ioctl(descriptor, termios.FIONREAD, waiting)
-        left = waiting[0]
-        while left > 0:
-            chunk = self._read(descriptor, left)
-            if not chunk:
-                return
-            output.add(chunk)
-            left -= len(chunk)
-
-    def _drain(self, output: _Output) -> None:
-        """Reads the pipe of a dead worker to its end."""
-        while chunk := self._read(self._worker.output, 1 << 16):
-            output.add(chunk)
-
-    def _throw_away_late_output(self) -> None:
-        """What threads printed between the last reply and the worker's stop belongs to no call."""
-        self._take_in(self._worker.output, _Output(0))
-        for _ in range(1000):
-            if not self._read(self._worker.control, HINT_BYTES):
-                return
+        worker.stop()

@@ -99,6 +99,7 @@ class Zygote:
         poll.register(self._host, select.POLLIN)
         poll.register(wakeup, select.POLLIN)
         to_close = (self._host.fileno(), self._proc, wakeup, wake)
+        self._bury()  # the probe's trials, whose ends nobody has noticed so far
         while True:
             for descriptor, _ in poll.poll():
                 if descriptor == wakeup:
