@@ -5,7 +5,7 @@ synchronous, so each call runs in a thread.
 
 A trajectory that a token limit cuts ends there: its environment is not stepped with the unfinished action; it earns what the
 environment paid until then plus ``Limits.cut_reward``; it is no success; and it is trained on like any other, all tokens of
-it. The default is what ARPO's reward gives a reply without an answer, so that rambling pays no better than a malformed answer.
+it. The default is what ARPO's reward gives a reply without an answer, so that rambling pays no better than a bad form.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import gymnasium as gym
 
+from agent_envs.actions import Format, PlainFormat
 from agent_envs.env import ToolEnv
 from agent_envs.faults import EnvironmentFault
-from agent_envs.actions import Format, PlainFormat
 from agent_envs.tool import Tool
 from learners.rollout.rendering import Renderer
 from learners.rollout.tree import Leaf, RolloutTree
@@ -129,8 +129,8 @@ class Episode:
             self.tree.add("prompt", prompt, None, turn=0)
         elif question != self.tree.question:
             raise ValueError(
-                f"two resets of {self.environment} with seed {self.tree.seed} gave different questions, but the episodes of a "
-                "group must be of one task: make its task a function of the seed"
+                f"two resets of {self.environment} with seed {self.tree.seed} gave different questions, but the episodes of "
+                "a group must be of one task: make its task a function of the seed"
             )
         self.stream.append(prompt)
 

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,8 @@ class RunConfig:
     """Batches to learn from."""
     tasks_per_step: int = 16
     """Groups in a batch."""
-    learning_rate: float | None = None
-    """Peak learning rate of AdamW; default: 3e-4 for the tiny policy, 1e-6 for any other."""
+    learning_rate: float = 0.0
+    """Peak learning rate of AdamW. 0: 3e-4 for the tiny policy, 1e-6 for any other."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Course of the learning rate after the warm-up; linear and cosine end at zero."""
     warmup_steps: int = 0
@@ -69,10 +70,10 @@ class RunConfig:
 
     temperature: float = 1.0
     """Sampling temperature."""
-    turn_tokens: int = 512
-    """Tokens that the policy may write in a turn."""
-    total_tokens: int = 2048
-    """Tokens of a whole trajectory, prompt and tool results included."""
+    turn_tokens: int = 0
+    """Tokens that the policy may write in a turn. 0: 64 for the tiny policy, 1024 for any other."""
+    total_tokens: int = 0
+    """Tokens of a whole trajectory, prompt and tool results included. 0: 512 for the tiny policy, 4096 for any other."""
     cut_reward: float = -1.0
     """Added to the return of a trajectory that a token limit cut (learners/rollout/episode.py has the rule)."""
     concurrency: int = 256
@@ -98,10 +99,22 @@ class RunConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the policy; auto: float32 on CPU, bfloat16 elsewhere."""
     threads: int = 0
-    """CPU threads of the policy's arithmetic; part of what makes two runs equal. 0: one for the tiny policy, which shares the
-    cores with its tools, else all."""
+    """CPU threads of the policy's arithmetic; part of what makes two runs equal. 0: at most two for the tiny policy, else
+    all."""
     deterministic: bool | None = None
     """Bit-equal reruns and resumes; default: only for the tiny policy on CPU."""
+
+    def __post_init__(self) -> None:
+        tiny, cores = self.model == "tiny", os.cpu_count() or 1
+        defaults: dict[str, float] = {
+            "learning_rate": 3e-4 if tiny else 1e-6,
+            "turn_tokens": 64 if tiny else 1024,
+            "total_tokens": 512 if tiny else 4096,
+            "threads": min(2, cores) if tiny else cores,
+        }
+        for name, value in defaults.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
 
     def save(self, path: Path) -> None:
         """Writes the configuration, with its learner's name, as YAML."""
@@ -190,11 +203,11 @@ def full_name(env: str) -> str:
 
 def check(config: RunConfig) -> None:
     """Raises `UsageError` for values that cannot be meant."""
-    positive = ("steps", "tasks_per_step", "epochs", "turn_tokens", "total_tokens", "micro_tokens", "concurrency")
+    positive = ("steps", "tasks_per_step", "epochs", "turn_tokens", "total_tokens", "micro_tokens", "concurrency", "threads")
     for name in (*positive, "eval_tasks", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
-    for name in ("minibatch_groups", "warmup_steps", "eval_every", "seed", "threads"):
+    for name in ("minibatch_groups", "warmup_steps", "eval_every", "seed", "learning_rate"):
         if getattr(config, name) < 0:
             raise UsageError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(config, name)}")
     if not config.temperature > 0:

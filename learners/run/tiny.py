@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import itertools
 import json
 import logging
 import os
@@ -86,7 +85,7 @@ class Recipe:
     seed: int = 2026
     clean_episodes: int = 3072
     clean_steps: int = 440
-    mixed_episodes: int = 1024
+    mixed_episodes: int = 768
     mixed_steps: int = 100
     spoilt_share: float = 0.6
     batch_size: int = 48
@@ -96,7 +95,7 @@ class Recipe:
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Bytes, digits two by two, and one token for each tag, for ``\\boxed{`` and for the turns of a conversation."""
-    pairs = list(itertools.product("0123456789", repeat=2))
+    pairs = [(first, second) for first in "0123456789" for second in "0123456789"]
     words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(first + second for first, second in pairs)]
     tokenizer = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -261,17 +260,18 @@ class _Teacher:
         weights = [self._recipe.context_weight] * len(ids)
         turn_end = [] if dialect.format.stop(dialect.tools) else [self._end_id]
         mistake_at = int(rng.random() < 0.3) if spoilt else -1  # mostly at once
+        seen = question  # what the expert acts on: after a mistake of form it makes its move again
         turn, ended = 0, False
         while not ended and turn < 8:
-            action = act(observation)
+            action = act(seen)
             if turn == mistake_at:
                 action = _spoiled(action, question, dialect, rng)
             written = self._renderer.encode([Piece(action, trusted=True)]) + turn_end
             ids += written
             weights += [1.0] * len(written)
             observation, _, terminated, truncated, info = environment.step(action)
-            # What an expert would do after a mistake of form is nothing to imitate: it never makes one.
-            ended = terminated or truncated or bool(info.get("policy_fault"))
+            seen = seen if info.get("policy_fault") else observation
+            ended = terminated or truncated
             if not ended:
                 read = self._renderer.observation(dialect.format.observe(observation), turn_ended=bool(turn_end))
                 ids += read

@@ -15,7 +15,6 @@ import fcntl
 import hashlib
 import logging
 import math
-import os
 import re
 import time
 from collections import Counter
@@ -94,7 +93,7 @@ def train(learner: Learner) -> dict[str, Any]:
     """
     config = learner.config
     check(config)
-    torch.set_num_threads(config.threads or (1 if config.model == "tiny" else os.cpu_count() or 1))
+    torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(is_deterministic(config))
     makers = {split: environment_maker(config, split) for split in (config.train_split, config.eval_split)}
     with stage_progress("teaching the tiny policy") as progress:
@@ -322,7 +321,11 @@ class _Run:
         summary |= {"wall_seconds": self._seconds(), "steps": config.steps, "seed": config.seed}
         rows = [
             ("held-out success, T = 1", f"{summary['success_before']:.1%}", f"{summary['success_after']:.1%}"),
-            ("held-out success, greedy", f"{summary['success_before_greedy']:.1%}", f"{summary['success_after_greedy']:.1%}"),
+            (
+                "held-out success, greedy",
+                f"{summary['success_before_greedy']:.1%}",
+                f"{summary['success_after_greedy']:.1%}",
+            ),
             ("reward", f"{summary['reward_before']:.2f}", f"{summary['reward_after']:.2f}"),
             ("tool calls an episode", f"{summary['tool_calls_before']:.2f}", f"{summary['tool_calls_after']:.2f}"),
         ]
@@ -367,12 +370,11 @@ def _mean(numbers: Iterable[float]) -> float:
 
 def _learning_rate(config: RunConfig, step: int) -> float:
     """The learning rate of the update after ``step`` others."""
-    peak = config.learning_rate if config.learning_rate is not None else 3e-4 if config.model == "tiny" else 1e-6
     if step < config.warmup_steps:
-        return peak * (step + 1) / config.warmup_steps
+        return config.learning_rate * (step + 1) / config.warmup_steps
     course = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     falling = {"constant": 1.0, "linear": 1.0 - course, "cosine": 0.5 * (1.0 + math.cos(math.pi * course))}
-    return peak * falling[config.schedule]
+    return config.learning_rate * falling[config.schedule]
 
 
 def _seed(*numbers: int) -> int:

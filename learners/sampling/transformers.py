@@ -127,7 +127,7 @@ class TransformersSampler:
 
     @torch.inference_mode()
     def _advance(self) -> None:
-        """One token for every stream of the batch; runs in the sampler's thread, while the loop leaves these fields alone."""
+        """One token for every stream of the batch; runs in the sampler's thread while the loop leaves these fields alone."""
         self._prefill([stream for stream in self._decoding if len(stream.ids) - stream.cached > 1 or stream.slot is None])
         batch = self._decoding
         logits = self._forward(batch, [len(stream.ids) for stream in batch], 1)

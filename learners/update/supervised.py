@@ -5,7 +5,7 @@ What warm starts and imitation share. An example is token ids with a weight each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from learners.update.step import token_logprobs
+
+_POOL = 8  # batches drawn at a time and sorted by length
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,10 @@ def fit(
         report: Called with the step and the weighted mean negative log-likelihood of its batch, in nats.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
-    for step in range(steps):
+    for step, chosen in zip(range(steps), _batches(examples, batch_size, rng), strict=False):
         rate = min((step + 1) / warmup_steps, 1.0 - 0.9 * step / steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * rate
-        chosen = [examples[index] for index in rng.integers(len(examples), size=batch_size)]
         ids = _padded([torch.tensor(example.ids) for example in chosen])
         weights = _padded([torch.tensor(example.weights, dtype=torch.float32) for example in chosen])
         real = _padded([torch.ones(len(example.ids), dtype=torch.bool) for example in chosen])
@@ -68,6 +69,15 @@ def fit(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         report(step, float(loss.detach()))
+
+
+def _batches(examples: Sequence[Example], batch_size: int, rng: np.random.Generator) -> Iterator[list[Example]]:
+    """Random batches without end, each of examples of like length, so that little of a batch is padding."""
+    while True:
+        pool = [examples[index] for index in rng.integers(len(examples), size=_POOL * batch_size)]
+        pool.sort(key=lambda example: len(example.ids))
+        for start in rng.permutation(_POOL) * batch_size:
+            yield pool[start : start + batch_size]
 
 
 def _padded(rows: list[torch.Tensor]) -> torch.Tensor:

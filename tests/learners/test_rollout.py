@@ -65,7 +65,9 @@ def test_an_inline_observation_goes_on_inside_the_turn_unless_the_policy_ended_i
     assert closed == "<|user|><result>42</result><|end|><|assistant|>"
 
 
-texts = st.lists(st.sampled_from([*CONTROLS, "<", "|", ">", "re", "sult>", "</", "é", "\U0001f600", " a\n"]), max_size=8).map("".join)
+texts = st.lists(
+    st.sampled_from([*CONTROLS, "<", "|", ">", "re", "sult>", "</", "é", "\U0001f600", " a\n"]), max_size=8
+).map("".join)
 
 
 @settings(max_examples=300, deadline=None)
@@ -103,7 +105,9 @@ def test_a_template_without_a_system_role_reads_the_instructions_in_the_first_me
     tokenizer = tiny_tokenizer()
     refusal = "{%- if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif -%}"
     tokenizer.chat_template = refusal + tokenizer.chat_template
-    opening = Renderer(tokenizer).opening([Message("system", (Piece("Be brief.", True),)), Message("user", (Piece("2+2?"),))])
+    opening = Renderer(tokenizer).opening(
+        [Message("system", (Piece("Be brief.", True),)), Message("user", (Piece("2+2?"),))]
+    )
     assert text_of(opening) == "<|user|>Be brief.\n\n2+2?<|end|><|assistant|>"
 
 
@@ -128,8 +132,10 @@ def test_a_branch_shares_the_tokens_before_it():
 
 # Episodes
 
+SHORT = Limits(turn_tokens=12)
 
-def play(make_env, *, groups=3, count=4, deterministic=False, limits=Limits(turn_tokens=12), temperature=1.0, seed=0):
+
+def play(make_env, *, groups=3, count=4, deterministic=False, limits=SHORT, temperature=1.0, seed=0):
     model = random_policy()
 
     async def everything():

@@ -98,7 +98,6 @@ def test_temperature_zero_takes_the_most_likely_token(model):
     assert list(action.ids) == expected.argmax(-1)[2:-1].tolist()
 
 
-
 def certain_policy(text: str):
     """A model that can only write ``text``: a real one whose logits after token i name token i + 1."""
     model = random_policy()
@@ -340,7 +339,9 @@ def test_misuse_is_a_clear_error(model):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2**40), st.lists(st.integers(0, 1000), max_size=4), st.lists(st.integers(0, 500), min_size=1, max_size=9))
+@given(
+    st.integers(0, 2**40), st.lists(st.integers(0, 1000), max_size=4), st.lists(st.integers(0, 500), min_size=1, max_size=9)
+)
 def test_noise_is_a_function_of_seed_path_and_position(seed, path, positions):
     one, other = Noise(seed, tuple(path)), Noise(seed, tuple(path))
     forwards = {position: one.at(position) for position in positions}
