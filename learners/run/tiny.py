@@ -65,13 +65,15 @@ class Recipe:
 
     Args:
         hidden, layers, heads, key_value_heads, head_size, feed_forward: Its shape.
-        weight_std: Standard deviation of its first weights; the 0.02 of large models learns to copy far more slowly.
+        weight_std, rope_theta: Standard deviation of its first weights and base of its positions; with the 0.02 and the
+            10,000 of large models it learns to copy far more slowly.
         seed: Of its weights, its episodes and its batches.
         clean_episodes, clean_steps: Episodes of the oracle, and optimiser steps on them.
         mixed_episodes, mixed_steps: The same for the second part.
         spoilt_share: Share of the second part's episodes that hold a mistake.
         batch_size: Episodes an optimiser step.
-        learning_rate: Peak learning rate of the first part; the second has a third of it.
+        learning_rate, matrix_learning_rate: Peak learning rates of the first part, of AdamW for embeddings and norms and of
+            Muon for the matrices between them; the second part has a third of both.
         context_weight: Weight of the tokens that the policy does not write.
     """
 
@@ -82,14 +84,16 @@ class Recipe:
     head_size: int = 32
     feed_forward: int = 256
     weight_std: float = 0.06
+    rope_theta: float = 500.0
     seed: int = 2026
     clean_episodes: int = 3072
-    clean_steps: int = 440
+    clean_steps: int = 300
     mixed_episodes: int = 768
     mixed_steps: int = 100
     spoilt_share: float = 0.6
     batch_size: int = 48
     learning_rate: float = 4e-3
+    matrix_learning_rate: float = 2e-2
     context_weight: float = 0.1
 
 
@@ -125,6 +129,7 @@ def untaught(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMo
         head_dim=recipe.head_size,
         max_position_embeddings=8192,
         initializer_range=recipe.weight_std,
+        rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -192,20 +197,20 @@ def _teach(model: PreTrainedModel, teacher: _Teacher, recipe: Recipe, progress: 
     """The warm start."""
     model.train()
     parts = (
-        ("clean", recipe.clean_episodes, 0.0, recipe.clean_steps, recipe.learning_rate),
-        ("mixed", recipe.mixed_episodes, recipe.spoilt_share, recipe.mixed_steps, recipe.learning_rate / 3),
+        ("clean", recipe.clean_episodes, 0.0, recipe.clean_steps, 1.0),
+        ("mixed", recipe.mixed_episodes, recipe.spoilt_share, recipe.mixed_steps, 1 / 3),
     )
     total = recipe.clean_steps + recipe.mixed_steps
     begun = 0
-    for stage, count, spoilt_share, steps, learning_rate in parts:
+    for stage, count, spoilt_share, steps, share_of_rate in parts:
         progress(f"{stage} episodes", begun, total)
         examples = teacher.episodes(count, spoilt_share=spoilt_share, stage=stage)
         fit(
             model,
             examples,
+            optimizers=_optimizers(model, recipe, share_of_rate),
             steps=steps,
             batch_size=recipe.batch_size,
-            learning_rate=learning_rate,
             rng=np.random.default_rng([recipe.seed, begun]),
             report=lambda step, loss, stage=stage, begun=begun: progress(  # type: ignore[misc]
                 f"{stage} episodes, loss {loss:.2f}", begun + step + 1, total
@@ -213,6 +218,17 @@ def _teach(model: PreTrainedModel, teacher: _Teacher, recipe: Recipe, progress: 
         )
         begun += steps
     model.eval()
+
+
+def _optimizers(model: PreTrainedModel, recipe: Recipe, share_of_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices, which learns to copy in half of AdamW's steps; AdamW for the rest."""
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
+    rate = recipe.learning_rate * share_of_rate
+    return [
+        torch.optim.AdamW(others, lr=rate, weight_decay=0.0, betas=(0.9, 0.95)),
+        torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate * share_of_rate, weight_decay=0.0),
+    ]
 
 
 class _Teacher:

@@ -34,40 +34,41 @@ def fit(
     model: PreTrainedModel,
     examples: Sequence[Example],
     *,
+    optimizers: Sequence[torch.optim.Optimizer],
     steps: int,
     batch_size: int,
-    learning_rate: float,
     rng: np.random.Generator,
     warmup_steps: int = 10,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
-    """Trains a model in place on random batches of examples, with AdamW and a learning rate that falls linearly to a tenth.
+    """Trains a model in place on random batches of examples, with learning rates that fall linearly to a tenth.
 
     Args:
         model: A causal language model.
         examples: What to imitate.
+        optimizers: Over its parameters; their learning rates are the peaks of the schedule.
         steps: Optimiser steps.
         batch_size: Examples a step.
-        learning_rate: Its peak.
         rng: Draws the batches.
-        warmup_steps: Steps over which the learning rate rises.
+        warmup_steps: Steps over which the learning rates rise.
         report: Called with the step and the weighted mean negative log-likelihood of its batch, in nats.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
+    groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
     for step, chosen in zip(range(steps), _batches(examples, batch_size, rng), strict=False):
         rate = min((step + 1) / warmup_steps, 1.0 - 0.9 * step / steps)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * rate
+        for group, peak in groups:
+            group["lr"] = peak * rate
         ids = _padded([torch.tensor(example.ids) for example in chosen])
         weights = _padded([torch.tensor(example.weights, dtype=torch.float32) for example in chosen])
         real = _padded([torch.ones(len(example.ids), dtype=torch.bool) for example in chosen])
         logprobs, _ = token_logprobs(model, ids.to(model.device), real.to(model.device), 1.0)
         weights = weights.to(model.device)
         loss = -(weights * logprobs).sum() / weights[:, 1:].sum()
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         report(step, float(loss.detach()))
 
 
