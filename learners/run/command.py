@@ -1,6 +1,7 @@
 """From a command line to a run: what every ``python -m learners.X`` does.
 
-What a user gets wrong ends in one line on stderr and exit code 2; nothing is overwritten.
+What a user gets wrong ends in one line on stderr and exit code 2, with nothing overwritten; what broke on the way, in one
+line and exit code 1.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import transformers
 import tyro
 
+from agent_envs.faults import EnvironmentFault
+from learners.run.checkpoint import CheckpointError
 from learners.run.config import RunConfig, UsageError
 from learners.run.trainer import Learner, TooManyFaults, train
 
@@ -30,11 +34,12 @@ def run(config_class: type[C], learner: Callable[[C], Learner], description: str
         argv: The arguments; default: the process's.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    transformers.utils.logging.disable_progress_bar()  # the report has its own
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         config = parse(config_class, arguments, description)
         train(learner(config))
-    except (UsageError, TooManyFaults) as problem:
+    except (UsageError, TooManyFaults, EnvironmentFault, CheckpointError) as problem:
         print(f"error: {problem}", file=sys.stderr)  # noqa: T201  # this is the command line's own answer
         raise SystemExit(2 if isinstance(problem, UsageError) else 1) from None
 

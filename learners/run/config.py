@@ -47,7 +47,7 @@ class RunConfig:
     seed: int = 0
     """Seed of tasks, sampling and updates."""
 
-    steps: int = 30
+    steps: int = 40
     """Batches to learn from."""
     tasks_per_step: int = 16
     """Groups in a batch."""

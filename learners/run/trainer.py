@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import fcntl
 import hashlib
 import logging
 import math
-import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,13 +25,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agent_envs.faults import POLICY_FAULTS
 from learners.rollout.engine import Engine, Group, fault_share, independent
 from learners.rollout.episode import Limits
 from learners.rollout.rendering import Renderer, TokenizerError
 from learners.rollout.tree import RolloutTree
 from learners.run.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from learners.run.config import RunConfig, UsageError, check, environment_maker, full_name, learner_name
+from learners.run.folder import folder_of, held
+from learners.run.metrics import rollout_metrics
 from learners.run.policy import end_ids, is_deterministic, load_policy
 from learners.run.report import Report, stage_progress
 from learners.sampling.transformers import TransformersSampler
@@ -93,6 +91,7 @@ def train(learner: Learner) -> dict[str, Any]:
     """
     config = learner.config
     check(config)
+    folder = folder_of(config)
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(is_deterministic(config))
     makers = {split: environment_maker(config, split) for split in (config.train_split, config.eval_split)}
@@ -102,10 +101,11 @@ def train(learner: Learner) -> dict[str, Any]:
         renderer = Renderer(tokenizer)
     except TokenizerError as problem:
         raise UsageError(f"--model {config.model}: {problem}") from None
-    with _run_folder(config) as folder:
+    with held(folder, config):
         run = _Run(learner, folder, model, tokenizer, renderer, makers)
         try:
-            return asyncio.run(run.to_the_end())
+            with run.report:
+                return asyncio.run(run.to_the_end())
         finally:
             run.close()
 
@@ -151,13 +151,11 @@ class _Run:
             )
             for split, make in makers.items()
         }
-        self._report = Report(folder, total_steps=config.steps, resume_at=self._step if config.resume else None)
-        self._report.__enter__()
+        self.report = Report(folder, total_steps=config.steps, resume_at=self._step if config.resume else None)
 
     def close(self) -> None:
         for engine in self._engines.values():
             engine.close()
-        self._report.close()
 
     async def to_the_end(self) -> dict[str, Any]:
         config = self._config
@@ -175,7 +173,7 @@ class _Run:
     async def _one_step(self) -> None:
         config, begun = self._config, time.monotonic()
         trees, played = await self._play_batch()
-        metrics = _rollout_metrics(played)
+        metrics = rollout_metrics(played)
         metrics["groups"] = float(len(trees))
         rolled_out = time.monotonic()
         if trees:
@@ -191,7 +189,7 @@ class _Run:
         self._write(f"step_{self._step:06d}", played, config.train_split)
         metrics["seconds/rollout"] = rolled_out - begun
         metrics["seconds/update"] = time.monotonic() - rolled_out
-        self._report.log(self._step, metrics)
+        self.report.log(self._step, metrics)
 
     async def _play_batch(self) -> tuple[list[RolloutTree], list[RolloutTree]]:
         """A batch of groups to learn from, and all that were played for it."""
@@ -257,8 +255,8 @@ class _Run:
             )
             self._refuse_too_many_faults(trees)
             self._write(f"evaluation_{self._step:06d}_{name}", trees, config.eval_split)
-            metrics = _rollout_metrics(trees)
-            self._report.evaluation(self._step, name, metrics)
+            metrics = rollout_metrics(trees)
+            self.report.evaluation(self._step, name, metrics)
             suffix = "" if name == "sampled" else "_greedy"
             found |= {f"{key}{suffix}": metrics[key] for key in ("success", "reward", "tool_calls")}
         return found
@@ -329,43 +327,11 @@ class _Run:
             ("reward", f"{summary['reward_before']:.2f}", f"{summary['reward_after']:.2f}"),
             ("tool calls an episode", f"{summary['tool_calls_before']:.2f}", f"{summary['tool_calls_after']:.2f}"),
         ]
-        self._report.write_summary(summary)
-        files = {"curves": self._report.curves(), "run folder": self._folder}
-        self._report.closing_table(rows, files=files)
-        self._report.say(f"{config.steps} steps in {summary['wall_seconds']:.0f} s")
+        self.report.write_summary(summary)
+        files = {"curves": self.report.curves(), "run folder": self._folder}
+        self.report.closing_table(rows, files=files)
+        self.report.say(f"{config.steps} steps in {summary['wall_seconds']:.0f} s")
         return summary
-
-
-def _rollout_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
-    """What a batch of trajectories was like; means over those that no environment fault ended."""
-    everyone = [leaf for tree in trees for leaf in tree.leaves]
-    rows = [(tree, leaf) for tree in trees for leaf in tree.survivors()]
-    if not rows:
-        return {"environment_faults": 1.0}
-    metrics = {
-        "reward": _mean(leaf.reward for _, leaf in rows),
-        "success": _mean(leaf.success for _, leaf in rows),
-        "tool_calls": _mean(leaf.tool_calls for _, leaf in rows),
-        "turns": _mean(len(leaf.turns) for _, leaf in rows),
-        "environment_faults": 1 - len(rows) / len(everyone),
-    }
-    tokens = [tree.tokens(leaf) for tree, leaf in rows]
-    written = sum(int(path.policy.sum()) for path in tokens)
-    metrics["tokens/policy"] = written / len(rows)
-    metrics["tokens/total"] = _mean(len(path.ids) for path in tokens)
-    metrics["entropy_sampled"] = math.fsum(float(path.entropies.sum()) for path in tokens) / max(1, written)
-    for stop in ("terminated", "truncated", "length"):
-        metrics[f"stop/{stop}"] = _mean(leaf.stop == stop for _, leaf in rows)
-    for fault in POLICY_FAULTS:
-        metrics[f"policy_faults/{fault}"] = _mean(leaf.policy_faults.count(fault) for _, leaf in rows)
-    for part in sorted({part for _, leaf in rows for part in leaf.score}):
-        metrics[f"score/{part}"] = _mean(leaf.score.get(part, 0.0) for _, leaf in rows)
-    return metrics
-
-
-def _mean(numbers: Iterable[float]) -> float:
-    values = [float(number) for number in numbers]
-    return math.fsum(values) / len(values)
 
 
 def _learning_rate(config: RunConfig, step: int) -> float:
@@ -381,29 +347,3 @@ def _seed(*numbers: int) -> int:
     """A seed below 2**31 for a place in the run."""
     text = ",".join(map(str, numbers))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") >> 1
-
-
-@contextmanager
-def _run_folder(config: RunConfig) -> Iterator[Path]:
-    """The run folder, held so that no other run writes to it."""
-    if config.resume:
-        folder = Path(config.resume)
-    else:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        name = re.sub(r"[^\w.-]+", "-", config.env)
-        default = f"runs/{stamp}-{learner_name(type(config))}-{name}-seed{config.seed}"
-        folder = Path(config.output or default)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"--output {folder} is in use: choose a new folder, or go on with its run by --resume {folder}")
-    try:
-        (folder / "trajectories").mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise UsageError(f"--output {folder} cannot be made: {problem.strerror}") from None
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{folder} is in use: another run is writing to it") from None
-        if not config.resume:
-            config.save(folder / "config.yaml")
-        yield folder

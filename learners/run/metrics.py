@@ -1,0 +1,47 @@
+"""What a batch of trajectories was like, in numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from agent_envs.faults import POLICY_FAULTS
+from learners.rollout.tree import RolloutTree
+
+
+def rollout_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
+    """Means over the trajectories of a batch that no environment fault ended.
+
+    Returns:
+        ``reward``, ``success``, ``tool_calls`` and ``turns`` an episode; ``environment_faults``, the share of trajectories
+        that one ended; ``tokens/policy`` and ``tokens/total`` a trajectory; ``entropy_sampled`` in nats a token of the
+        policy; ``stop/...``, the share that ended so; ``policy_faults/...`` an episode; ``score/...``, the parts of the return.
+    """
+    everyone = [leaf for tree in trees for leaf in tree.leaves]
+    rows = [(tree, leaf) for tree in trees for leaf in tree.survivors()]
+    if not rows:
+        return {"environment_faults": 1.0}
+    metrics = {
+        "reward": _mean(leaf.reward for _, leaf in rows),
+        "success": _mean(leaf.success for _, leaf in rows),
+        "tool_calls": _mean(leaf.tool_calls for _, leaf in rows),
+        "turns": _mean(len(leaf.turns) for _, leaf in rows),
+        "environment_faults": 1 - len(rows) / len(everyone),
+    }
+    tokens = [tree.tokens(leaf) for tree, leaf in rows]
+    written = sum(int(path.policy.sum()) for path in tokens)
+    metrics["tokens/policy"] = written / len(rows)
+    metrics["tokens/total"] = _mean(len(path.ids) for path in tokens)
+    metrics["entropy_sampled"] = math.fsum(float(path.entropies.sum()) for path in tokens) / max(1, written)
+    for stop in ("terminated", "truncated", "length"):
+        metrics[f"stop/{stop}"] = _mean(leaf.stop == stop for _, leaf in rows)
+    for fault in POLICY_FAULTS:
+        metrics[f"policy_faults/{fault}"] = _mean(leaf.policy_faults.count(fault) for _, leaf in rows)
+    for part in sorted({part for _, leaf in rows for part in leaf.score}):
+        metrics[f"score/{part}"] = _mean(leaf.score.get(part, 0.0) for _, leaf in rows)
+    return metrics
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    values = [float(number) for number in numbers]
+    return math.fsum(values) / len(values)
