@@ -50,6 +50,7 @@ def parse(config_class: type[C], arguments: Sequence[str], description: str) -> 
     Raises:
         UsageError: The run to resume is not there, is another learner's, or has another configuration.
     """
+    arguments = _with_flag_values(arguments)
     folder = _resumed(arguments)
     if folder is None:
         fresh: C = tyro.cli(config_class, args=arguments, description=description)
@@ -77,3 +78,17 @@ def _resumed(arguments: Sequence[str]) -> Path | None:
         if name == "--resume" and index + 1 < len(arguments):
             return Path(arguments[index + 1])
     return None
+
+
+def _with_flag_values(arguments: Sequence[str]) -> list[str]:
+    """``--deterministic`` and ``--no-deterministic`` as values of the option; without either the policy decides."""
+    spelled: list[str] = []
+    for index, argument in enumerate(arguments):
+        following = arguments[index + 1] if index + 1 < len(arguments) else "--"
+        if argument == "--no-deterministic":
+            spelled += ["--deterministic", "False"]
+        elif argument == "--deterministic" and following.startswith("--"):
+            spelled += ["--deterministic", "True"]
+        else:
+            spelled.append(argument)
+    return spelled

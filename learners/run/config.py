@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import inspect
 import json
 import os
@@ -99,18 +100,18 @@ class RunConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the policy; auto: float32 on CPU, bfloat16 elsewhere."""
     threads: int = 0
-    """CPU threads of the policy's arithmetic; part of what makes two runs equal. 0: at most two for the tiny policy, else
-    all."""
+    """CPU threads of the policy's arithmetic; part of what makes two runs equal. 0: one for the tiny policy, which leaves
+    the other cores to its tools, else all."""
     deterministic: bool | None = None
-    """Bit-equal reruns and resumes; default: only for the tiny policy on CPU."""
+    """Bit-equal reruns and resumes (--deterministic, --no-deterministic); default: for the tiny policy on CPU."""
 
     def __post_init__(self) -> None:
-        tiny, cores = self.model == "tiny", os.cpu_count() or 1
+        tiny = self.model == "tiny"
         defaults: dict[str, float] = {
             "learning_rate": 3e-4 if tiny else 1e-6,
             "turn_tokens": 64 if tiny else 1024,
             "total_tokens": 512 if tiny else 4096,
-            "threads": min(2, cores) if tiny else cores,
+            "threads": 1 if tiny else os.cpu_count() or 1,
         }
         for name, value in defaults.items():
             if not getattr(self, name):
@@ -164,7 +165,10 @@ def environment_maker(config: RunConfig, split: str) -> Callable[[], gym.Env[Any
         raise UsageError(f"--env-args must be a JSON object such as '{{\"max_turns\": 4}}': {problem}") from None
     name = full_name(config.env)
     try:
-        spec = gym.spec(name)
+        module, _, id = name.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        spec = gym.spec(id)
         creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     except (gym.error.Error, ImportError, AttributeError) as problem:
         known = sorted(id.removeprefix("agent_envs/") for id in gym.registry)

@@ -15,7 +15,7 @@ def rollout_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
     Returns:
         ``reward``, ``success``, ``tool_calls`` and ``turns`` an episode; ``environment_faults``, the share of trajectories
         that one ended; ``tokens/policy`` and ``tokens/total`` a trajectory; ``entropy_sampled`` in nats a token of the
-        policy; ``stop/...``, the share that ended so; ``policy_faults/...`` an episode; ``score/...``, the parts of the return.
+        policy; ``stop/...``, the share that ended so; ``policy_faults/...`` an episode; ``score/...``, parts of the return.
     """
     everyone = [leaf for tree in trees for leaf in tree.leaves]
     rows = [(tree, leaf) for tree in trees for leaf in tree.survivors()]

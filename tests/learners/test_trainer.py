@@ -241,9 +241,8 @@ def test_a_broken_task_file_is_named_with_its_line(capsys, tmp_path, policy):
     file = tmp_path / "tasks.jsonl"
     file.write_text('{"question": "1+1?", "answer": "#### 2"}\n{"question": "2+2?"}\n')
     line = refused(capsys, "--tasks", file, "--model", policy, "--output", tmp_path / "run")
-    assert "tasks.jsonl" in line
-    assert "line 2" in line
-    assert "answer" in line
+    assert "tasks.jsonl:2" in line
+    assert 'expected a text or a number under "answer"' in line
     assert not (tmp_path / "run").exists()
 
 
