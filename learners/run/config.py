@@ -64,7 +64,7 @@ class RunConfig:
     """Passes over a batch."""
     minibatch_groups: int = 4
     """Groups an optimiser step; 0: the whole batch."""
-    micro_tokens: int = 16384
+    micro_tokens: int = 4096
     """Padded tokens in one forward and backward pass; changes memory, not results."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""

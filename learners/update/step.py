@@ -35,7 +35,7 @@ class UpdateSettings:
 
     epochs: int = 1
     minibatch_groups: int = 0
-    micro_tokens: int = 16384
+    micro_tokens: int = 4096
     max_grad_norm: float = 1.0
     temperature: float = 1.0
     kl_coefficient: float = 0.0
