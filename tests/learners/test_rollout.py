@@ -203,8 +203,8 @@ def test_an_environment_fault_is_no_reward_and_ends_its_own_trajectory_only():
 
 def test_tools_of_different_episodes_overlap():
     Rounds.most = 0
-    play(lambda: Rounds(wait=0.05), groups=4, count=8, limits=Limits(turn_tokens=6))
-    assert Rounds.most >= 16
+    play(lambda: Rounds(wait=0.3), groups=4, count=8, limits=Limits(turn_tokens=6))
+    assert Rounds.most >= 8  # one after the other it would be 1
 
 
 def test_a_group_is_of_one_task():
