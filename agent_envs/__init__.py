@@ -9,9 +9,10 @@ Example:
     >>> env = gym.make("agent_envs/MathTool-v0", split="test")
 """
 
-from agent_envs.actions import Answer, Call, Format, Message, Move, Parsed, Piece, PlainFormat, TagFormat
+from agent_envs.actions import Format, Message, Parsed, Piece, PlainFormat, TagFormat
 from agent_envs.env import ToolEnv
 from agent_envs.faults import POLICY_FAULTS, EnvironmentFault, ForkError
+from agent_envs.moves import Answer, Call, Move
 from agent_envs.registration import ENVIRONMENTS, math_tool, open_tasks, register
 from agent_envs.spaces import String
 from agent_envs.task import NoOracle, Task, TaskSource, UnknownTask, UnknownTaskSource

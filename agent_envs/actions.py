@@ -16,10 +16,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-if TYPE_CHECKING:
-    from agent_envs.tool import Tool
+from agent_envs.moves import Answer, Call, Move
+from agent_envs.tool import Tool
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -42,26 +42,6 @@ class Message:
     @property
     def text(self) -> str:
         return "".join(piece.text for piece in self.pieces)
-
-
-@dataclass(frozen=True)
-class Call:
-    """A tool call."""
-
-    tool: str
-    arguments: Mapping[str, Any]
-    thought: str = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The final answer, as the verifier reads it."""
-
-    text: str
-    thought: str = ""
-
-
-Move = Call | Answer
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from agent_envs.actions import Answer, Call, Format, Parsed, TagFormat
+from agent_envs.actions import Format, Parsed, TagFormat
 from agent_envs.faults import EnvironmentFault, ForkError
+from agent_envs.moves import Answer, Call
 from agent_envs.reward import REWARDS, reward_parts
 from agent_envs.spaces import String, replace_surrogates
 from agent_envs.task import Task, TaskSource

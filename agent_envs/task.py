@@ -1,4 +1,4 @@
-"""Tasks, and where they come from.
+"""Tasks, what checks an answer to them, and where they come from.
 
 A ``Task`` is one problem. A ``TaskSource`` turns a random generator and a split into a task, so that an environment's task
 is a function of (seed, split) alone. Splits are disjoint by content: a generated task belongs to the split that a hash of
@@ -11,14 +11,11 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from agent_envs.actions import Move
-
-if TYPE_CHECKING:
-    from agent_envs.verifiers import Verifier
+from agent_envs.moves import Move
 
 Oracle = Callable[[str], Move]
 """A scripted expert of one episode: the latest observation -> the next move."""
@@ -52,6 +49,45 @@ class UnknownTask(KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])  # KeyError would show the message in quotes
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier found.
+
+    Args:
+        accuracy: How right the answer is, from 0 to 1.
+        success: Whether the answer is accepted.
+
+    Raises:
+        ValueError: ``accuracy`` is not in 0 to 1.
+    """
+
+    accuracy: float
+    success: bool
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.accuracy <= 1.0:
+            raise ValueError(f"an accuracy is a number from 0 to 1, found {self.accuracy!r}")
+
+
+class Verifier(ABC):
+    """The contract of a verifier."""
+
+    @abstractmethod
+    def verify(self, answer: str, task: Task) -> Verdict:
+        """Judges an answer.
+
+        Args:
+            answer: The answer as the format read it from the policy's action; any text.
+            task: The task, with its gold answers.
+
+        Raises:
+            EnvironmentFault: The verifier itself is broken.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most verifiers hold nothing
+        """Lets go of processes. Calling it twice is fine; the next ``verify`` opens again."""
 
 
 class UnknownTaskSource(ValueError):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agent_envs.actions import Answer, Call, Move
+from agent_envs.moves import Answer, Call, Move
 from agent_envs.task import SPLITS, Oracle, Task, TaskSource, UnknownTask, split_of
 
 PHRASINGS = (

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from agent_envs.actions import Answer, Call, Move
 from agent_envs.faults import EnvironmentFault
+from agent_envs.moves import Answer, Call, Move
 from agent_envs.task import SPLITS, NoOracle, Oracle, Task, TaskSource, UnknownTask, UnknownTaskSource, split_of
 from agent_envs.verifiers import Verifier, pool
 from agent_envs.verifiers.reasoning_gym import ReasoningGymVerifier

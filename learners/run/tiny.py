@@ -41,8 +41,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from agent_envs.actions import Answer, Piece
+from agent_envs.actions import Piece
 from agent_envs.env import ToolEnv
+from agent_envs.moves import Answer
 from agent_envs.task import NoOracle
 from learners.rollout.episode import Dialect
 from learners.rollout.rendering import Renderer
