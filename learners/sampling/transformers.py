@@ -118,17 +118,27 @@ class TransformersSampler:
                 stream.slot = None
         self._closing = kept
 
+    @torch.inference_mode()
     def _admit(self) -> None:
-        """Moves waiting streams into the batch."""
+        """Moves waiting streams into the batch, each with a slot; a fork's slot begins as a copy of its source's."""
         if not self._waiting or (self._deterministic and (self._decoding or len(self._waiting) < len(self._live))):
             return
+        for stream in self._waiting:
+            if stream.slot is None:
+                stream.slot = self._cache.take()
+            if stream.source is not None:
+                source, stream.source = stream.source, None
+                source.copies_due -= 1
+                stream.cached = min(stream.cached, source.cached) if source.slot is not None else 0
+                if source.slot is not None and stream.cached:
+                    self._cache.copy(source.slot, stream.slot, stream.cached)
         self._decoding = sorted([*self._decoding, *self._waiting], key=lambda stream: stream.path)
         self._waiting = []
 
     @torch.inference_mode()
     def _advance(self) -> None:
         """One token for every stream of the batch; runs in the sampler's thread while the loop leaves these fields alone."""
-        self._prefill([stream for stream in self._decoding if len(stream.ids) - stream.cached > 1 or stream.slot is None])
+        self._prefill([stream for stream in self._decoding if len(stream.ids) - stream.cached > 1])
         batch = self._decoding
         logits = self._forward(batch, [len(stream.ids) for stream in batch], 1)
         temperatures = torch.tensor([stream.decoding.temperature for stream in batch], device=logits.device)[:, None]
@@ -164,16 +174,6 @@ class TransformersSampler:
         leaders: dict[tuple[int, ...], _Stream] = {}
         followers: list[tuple[_Stream, _Stream]] = []
         for stream in streams:
-            if stream.slot is None:
-                stream.slot = self._cache.take()
-            if stream.source is not None:
-                source, stream.source = stream.source, None
-                source.copies_due -= 1
-                if source.slot is not None:
-                    stream.cached = min(stream.cached, source.cached)
-                    self._cache.copy(source.slot, stream.slot, stream.cached)
-                else:
-                    stream.cached = 0
             if stream.cached == 0:
                 leader = leaders.setdefault(tuple(stream.ids[:-1]), stream)
                 if leader is not stream:
