@@ -1,8 +1,8 @@
-"""The ``tiny`` policy: a Qwen3-shaped model of half a million parameters that is built and taught where it is used.
+"""The ``tiny`` policy: a Qwen3-shaped model of 0.4 million parameters that is built and taught where it is used.
 
 It makes every part of a run real on a bare machine: a real tokenizer with a chat template, a real causal language model, a
 policy that can already act, but badly. It reads bytes, and each tag of the formats as one token; its chat template leaves
-the system prompt out, since half a million parameters read no instructions.
+the system prompt out, since so small a model reads no instructions.
 
 It is taught by a short supervised warm start with a seed of its own: first on episodes of the environment's oracle, then on
 a mix in which most episodes hold a mistake (`_spoiled`), so that something is left to learn. Where the environment has no
