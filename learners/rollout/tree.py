@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from tracebank.trajectory import Segment, Trajectory, Turn
+from tracebank.trajectory import Author, Segment, Trajectory, Turn
 
 
 @dataclass
@@ -83,7 +83,7 @@ class RolloutTree:
 
     def add(
         self,
-        author: str,
+        author: Author,
         ids: Sequence[int],
         parent: int | None,
         *,
@@ -98,7 +98,7 @@ class RolloutTree:
             at = 0 if parent is None else len(self.segments[parent].ids)
         self.segments.append(
             Segment(
-                author=author,  # type: ignore[arg-type]  # Segment checks it
+                author=author,
                 ids=tuple(ids),
                 logprobs=tuple(logprobs),
                 entropies=tuple(entropies),

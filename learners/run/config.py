@@ -220,6 +220,3 @@ def check(config: RunConfig) -> None:
         raise UsageError(
             f"--minibatch-groups {config.minibatch_groups} is more than the {config.tasks_per_step} groups of a batch"
         )
-
-
-__all__ = ["RunConfig", "UsageError", "check", "environment_maker", "full_name", "learner_name"]
