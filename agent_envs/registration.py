@@ -44,6 +44,7 @@ def math_tool(
     backend: Literal["auto", "local", "docker"] = "auto",
     isolation: Literal["auto", "none"] = "auto",
     timeout: float = 5.0,
+    python: Mapping[str, Any] | None = None,
     max_observation: int = 8_000,
     max_action: int = 32_000,
 ) -> ToolEnv:
@@ -62,6 +63,7 @@ def math_tool(
         backend: Which interpreter; ``"auto"`` takes the strongest there is.
         isolation: ``"none"`` permits an interpreter that nothing shuts in.
         timeout: Seconds that one call of the interpreter may take.
+        python: Further arguments of `PythonTool`, such as ``{"stateful": False}``.
         max_observation: Characters of an observation.
         max_action: Characters of an action.
 
@@ -75,7 +77,7 @@ def math_tool(
     source = open_tasks(tasks, **options) if isinstance(tasks, str) else tasks
     return ToolEnv(
         tasks=source,
-        tools=[PythonTool(backend, timeout, isolation)],
+        tools=[PythonTool(backend, timeout, isolation, **(python or {}))],
         format=_format(format, instructions),
         verifier=source.verifier() or MathVerifier(),
         max_turns=max_turns,

@@ -18,7 +18,7 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Union, overload
+from typing import Any, Literal, Union, overload
 
 import numpy as np
 
@@ -78,7 +78,7 @@ class Tool(ABC):
     name: str
     description: str
     parameters: Mapping[str, Any]
-    fidelity: ClassVar[Fidelity] = "exact"
+    fidelity: Fidelity = "exact"
 
     @abstractmethod
     def run(self, *args: Any, **arguments: Any) -> ToolResult:

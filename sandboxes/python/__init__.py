@@ -5,7 +5,7 @@ from the outside in, `zygote` (warm, forks episodes), `supervisor` (keeps time a
 `confinement` has the walls, and `probe` finds out which of them this machine grants.
 """
 
-from sandboxes.python.interpreter import Done, Interpreter, Limits, Protection
+from sandboxes.python.interpreter import Done, ForkRefused, Interpreter, Limits, Protection
 from sandboxes.python.opening import open_interpreter
 
-__all__ = ["Done", "Interpreter", "Limits", "Protection", "open_interpreter"]
+__all__ = ["Done", "ForkRefused", "Interpreter", "Limits", "Protection", "open_interpreter"]

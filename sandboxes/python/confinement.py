@@ -1,29 +1,26 @@
 """The walls of a local episode: what the kernel is asked for, and in which order.
 
 A `Plan` says which protections this machine grants (`probe` finds out). `Walls.build` puts a supervisor inside those that
-it shares with its workers; `Walls.confine` then shuts each of its workers in further: own user, limits, no capabilities,
+it shares with its workers; `Enclosure.confine` then shuts each of its workers in further: own user, limits, no capabilities,
 Landlock, and the system-call filter last. In a mount namespace the root is an empty one that holds the Python installation,
-read-only, and the work folder in memory; without one the work folder is a real folder, and Landlock alone guards the host's
-files.
+read-only, and the work folders in memory; without one the work folders are real folders, and Landlock alone guards the
+host's files.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib
 import os
-import resource
-import signal
 import stat
 from dataclasses import dataclass
 from typing import Any
 
 from sandboxes.python import kernel
-from sandboxes.python.folders import empty_folder, remove_folder, size_of_folder
-from sandboxes.python.interpreter import MIB, Limits, Protection
+from sandboxes.python.enclosure import MOST_FILES, Enclosure, folder_names, limit
+from sandboxes.python.folders import size_of_folder
+from sandboxes.python.interpreter import Limits, Protection
 from sandboxes.python.libraries import Step
-from sandboxes.python.processes import Process
 from sandboxes.python.syscall_filter import compile_filter
 
 landlock: Any
@@ -32,12 +29,10 @@ try:
 except (ImportError, OSError, AttributeError):  # the package is not here, or this is no Linux
     landlock = None
 
-WORK_FOLDER = "/sandbox"
-"""The work folder inside a mount namespace."""
-MOST_FILES = 10_000
 HIGHEST_USER = 2_000_000_000
 NAMESPACES = ("pid", "net", "ipc", "uts", "mount")
-SUPERVISOR_CAPABILITIES = ("chown", "dac_override", "fowner", "kill", "setgid", "setuid")
+SUPERVISOR_CAPABILITIES = ("dac_read_search", "kill", "setgid", "setuid")
+"""It looks into the work folders, signals workers, and becomes their user to clean up after them."""
 
 
 @dataclass(frozen=True)
@@ -114,25 +109,25 @@ def map_user(user: int, group: int) -> None:
             file.write(text)
 
 
-class Walls:
-    """The enclosure of one episode, as its supervisor uses it.
+class Walls(Enclosure):
+    """The walls around the workers of one local supervisor.
 
     Args:
         plan: What to put up.
-        limits: What the code may use.
+        limits: What each branch may use.
         proc: File descriptor of the host's /proc.
-        home: What this episode has in common with its zygote's others.
+        home: What this supervisor has in common with its zygote's others.
     """
 
     def __init__(self, plan: Plan, limits: Limits, proc: int, home: Home) -> None:
-        self.open_files = limits.open_files
-        self._plan = plan
-        self._limits = limits
-        self._proc = proc
-        self._home = home
         self._in_memory = "mount" in plan.namespaces
-        self._folder = WORK_FOLDER if self._in_memory else os.path.join(home.folder, os.readlink("self", dir_fd=proc))
-        self._user = _unused_user(proc) if plan.own_user else os.geteuid()
+        self._top = "" if self._in_memory else os.path.join(home.folder, os.readlink("self", dir_fd=proc))
+        folders = folder_names(limits.branches)
+        if not self._in_memory:
+            folders = [self._top + folder for folder in folders]
+        super().__init__(limits, proc, folders, _unused_user(proc) if plan.own_user else None)
+        self._plan = plan
+        self._home = home
         self._rules: Any = None
 
     def build(self) -> None:
@@ -141,9 +136,12 @@ class Walls:
         if self._in_memory:
             self._build_root()
         else:
-            os.mkdir(self._folder, 0o700)
-        if self._plan.own_user:
-            os.chown(self._folder, self._user, self._user)
+            os.mkdir(self._top, 0o711)
+            for folder in self.folders:
+                os.mkdir(folder, 0o750)
+        if self.user is not None:
+            for folder in self.folders:
+                os.chown(folder, self.user, os.getegid())
         if self._plan.landlock:
             self._rules = self._file_rules()
         if self._plan != Plan():
@@ -151,29 +149,29 @@ class Walls:
             kernel.keep_capabilities(SUPERVISOR_CAPABILITIES if self._plan.own_user else ())
             kernel.set_inspectable(False)
 
-    def confine(self) -> None:
-        """Shuts the calling process, a fresh worker, in. Each step takes away what the ones before it needed."""
-        kernel.set_inspectable(True)  # else /proc/self belongs to root
-        with contextlib.suppress(OSError):
-            self._write("self/oom_score_adj", b"1000")  # when memory runs out, the kernel is to choose this one
-        size = int(self._read("self/statm").split()[0]) * resource.getpagesize()
-        os.chdir(self._folder)
-        os.umask(0o022)
-        self._limit("RLIMIT_AS", size + self._limits.memory_bytes)
-        self._limit("RLIMIT_FSIZE", self._limits.file_bytes)
-        self._limit("RLIMIT_CORE", 0)
-        self._limit("RLIMIT_MSGQUEUE", 0)
-        if self._plan.process_limit:
-            # In a user namespace the supervisor counts too; with a user of its own only the worker does.
-            self._limit("RLIMIT_NPROC", self._limits.processes + (not self._plan.own_user))
-        if self._plan.own_user:
-            os.setgroups([])
-            os.setresgid(self._user, self._user, self._user)
-            os.setresuid(self._user, self._user, self._user)
-        os.environ.update(HOME=self._folder, TMPDIR=self._folder, PWD=self._folder)
-        kernel.die_with_parent(signal.SIGKILL)  # the supervisor has one thread; changing the user would clear this
+    def overfull(self, slot: int) -> str:
+        """What is too much in a work folder, in words, or ""; in memory the kernel itself keeps it within bounds."""
+        size = 0 if self._in_memory else size_of_folder(self.folders[slot], MOST_FILES)
+        if size is None:
+            return f"{MOST_FILES} files, or folders that nobody can count,"
+        return f"{self.limits.file_bytes // 1024} KiB of files" if size > self.limits.file_bytes else ""
+
+    def leave(self) -> None:
+        """Removes the work folders; those in memory go with their namespace."""
+        if not self._in_memory:
+            for slot, folder in enumerate(self.folders):
+                self.empty(slot)
+                os.rmdir(folder)
+            os.rmdir(self._top)
+
+    def _shut_in(self) -> None:
         if self._plan == Plan():
             return
+        if self._plan.process_limit:
+            # In a user namespace the supervisor counts too; with a user of its own only the workers do. All branches count
+            # together, so an interpreter that is copied may have more, up to the hard limit.
+            supervisor = 0 if self._plan.own_user else 1
+            limit("RLIMIT_NPROC", self.limits.processes + supervisor, self.limits.processes * self.limits.branches + supervisor)
         kernel.set_inspectable(False)
         kernel.forbid_new_privileges()
         kernel.keep_capabilities(())
@@ -186,38 +184,12 @@ class Walls:
             alone = self._plan.signals_filtered
             kernel.load_filter(compile_filter(only_signal=os.getpid()) if alone else self._home.syscall_filter)
 
-    def overrun(self, below: list[Process], baseline: Process) -> str:
-        """What the code uses too much of, in words, or ""."""
-        if sum(process.threads for process in below if not process.zombie) > self._limits.processes:
-            return f"{self._limits.processes} processes and threads"
-        if sum(max(0, process.resident_bytes - baseline.resident_bytes) for process in below) > self._limits.memory_bytes:
-            return f"{self._limits.memory_bytes // MIB} MiB of memory"
-        return ""
-
-    def overfull(self) -> str:
-        """What is too much in the work folder, in words, or ""; in memory the kernel itself keeps it within bounds."""
-        size = 0 if self._in_memory else size_of_folder(self._folder, MOST_FILES)
-        if size is None:
-            return f"{MOST_FILES} files, or folders that nobody can count,"
-        return f"{self._limits.file_bytes // 1024} KiB of files" if size > self._limits.file_bytes else ""
-
-    def empty_folder(self) -> None:
-        """Removes every file that the code made."""
-        os.chmod(self._folder, 0o700)
-        empty_folder(self._folder)
-
-    def leave(self) -> None:
-        """Removes the work folder; one in memory goes with its namespace."""
-        if not self._in_memory:
-            os.chmod(self._folder, 0o700)
-            remove_folder(self._folder)
-
     def _build_root(self) -> None:
         root = self._home.folder
         kernel.mount(None, "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
         kernel.mount("tmpfs", root, "tmpfs", kernel.MS_NOSUID, "size=1m,mode=755")
-        work = root + WORK_FOLDER
-        os.mkdir(work)
+        for folder in self.folders:
+            os.mkdir(root + folder)
         for step in self._home.root:
             made = root + step.path
             if step.kind == "folder":
@@ -230,7 +202,9 @@ class Walls:
                 kernel.mount(step.path, made, None, kernel.MS_BIND | kernel.MS_REC)
         kernel.make_mount_read_only(root)
         flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-        kernel.mount("tmpfs", work, "tmpfs", flags, f"size={self._limits.file_bytes},nr_inodes={MOST_FILES},mode=700")
+        for folder in self.folders:
+            options = f"size={self.limits.file_bytes},nr_inodes={MOST_FILES},mode=750"
+            kernel.mount("tmpfs", root + folder, "tmpfs", flags, options)
         # A change of root binds whoever has no capabilities and no file descriptor outside, and costs nothing; moving the
         # old root away for good would wait for the whole kernel.
         os.chroot(root)
@@ -250,28 +224,9 @@ class Walls:
                 allowed = access.READ_FILE | access.EXECUTE
             rules.allow(path, rules=allowed)
         refused = access.EXECUTE | access.MAKE_CHAR | access.MAKE_BLOCK | access.MAKE_SOCK
-        rules.allow(self._folder, rules=access.all() & ~refused)
+        for folder in self.folders:
+            rules.allow(folder, rules=access.all() & ~refused)
         return rules
-
-    def _limit(self, name: str, value: int) -> None:
-        number = getattr(resource, name)
-        hard = resource.getrlimit(number)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(number, (value, value))
-
-    def _read(self, path: str) -> bytes:
-        file = os.open(path, os.O_RDONLY, dir_fd=self._proc)
-        try:
-            return os.read(file, 4096)
-        finally:
-            os.close(file)
-
-    def _write(self, path: str, text: bytes) -> None:
-        file = os.open(path, os.O_WRONLY, dir_fd=self._proc)
-        try:
-            os.write(file, text)
-        finally:
-            os.close(file)
 
 
 def _unused_user(proc: int) -> int:

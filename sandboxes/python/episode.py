@@ -15,13 +15,12 @@ from sandboxes.python.interpreter import Limits
 from sandboxes.python.supervisor import Supervisor
 
 
-def fork_episode(plan: Plan, limits: Limits, seed: int, home: Home, connection: int, to_close: tuple[int, ...]) -> int:
+def fork_episode(plan: Plan, limits: Limits, home: Home, connection: int, to_close: tuple[int, ...]) -> int:
     """Forks a supervisor that serves ``connection``.
 
     Args:
         plan: The protections to put up.
-        limits: What the code may use.
-        seed: The episode's seed.
+        limits: What each branch may use.
         home: What the zygote's episodes have in common.
         connection: Stream socket to the host; the child's from here on.
         to_close: Descriptors of the zygote's that the episode must not have.
@@ -36,20 +35,18 @@ def fork_episode(plan: Plan, limits: Limits, seed: int, home: Home, connection: 
     pid = kernel.fork_into(plan.namespaces)
     if pid:
         return pid
-    _be_episode(plan, limits, seed, home, connection, to_close, user, group)
+    _be_episode(plan, limits, home, connection, to_close, user, group)
 
 
 def _be_episode(
     plan: Plan,
     limits: Limits,
-    seed: int,
     home: Home,
     connection: int,
     to_close: tuple[int, ...],
     user: int,
     group: int,
 ) -> NoReturn:
-    channel = FrameChannel(connection, connection)
     try:
         signal.set_wakeup_fd(-1)
         for descriptor in to_close:
@@ -60,10 +57,10 @@ def _be_episode(
             map_user(user, group)
         walls = Walls(plan, limits, proc, home)
         walls.build()
-        Supervisor(channel, walls, proc, seed, limits.output_bytes).serve()
+        Supervisor(connection, connection, walls, proc).serve()
     except BaseException as problem:
         try:
-            channel.send({"fault": f"{type(problem).__name__}: {problem}"})
+            FrameChannel(connection, connection).send({"fault": f"{type(problem).__name__}: {problem}"})
         except ChannelClosed:
             traceback.print_exc()
             sys.stderr.flush()

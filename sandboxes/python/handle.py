@@ -7,17 +7,22 @@ process, and an object that ends there would close a number that by then belongs
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
+import json
 import os
 import signal
 import socket
+import struct
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import _exit  # by name: the code in a worker can put something else into os
+from typing import Any
 
-from sandboxes.python.worker import run_worker
+from sandboxes.python.worker import COPY, run_worker
 
 HINT_BYTES = 256 * 1024
+_CREDENTIALS = struct.Struct("3i")  # process, user and group of a packet's sender
 
 
 class Output:
@@ -54,38 +59,83 @@ class Output:
 
 
 class WorkerHandle:
-    """Forks a worker.
-
-    Args:
-        confine: What the worker does to shut itself in.
-        seed: Seeds its random generators.
-        open_files: File descriptors that the code may have.
+    """A worker, and this side's ends of its wires. `fork` and `order_copy` make one.
 
     Attributes:
-        id: Its process id.
+        id: Its process id; 0 for a copy that has not reported yet.
+        entry: Its name in /proc, once somebody has looked; "" before.
         control: Packet socket to it.
         output: Pipe of its standard output and error.
         ready: It stands, shut in, and waits for a request.
+        fresh: None of the code has run in it.
         end: How it ended, in words; "" while it lives.
     """
 
-    def __init__(self, confine: Callable[[], None], seed: int, open_files: int) -> None:
-        ours, theirs = (end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        reader, writer = os.pipe()
-        self.id = os.fork()
-        if self.id == 0:
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # the kernel says who sent a packet
+        self.control = ours.detach()
+        self._their_control = theirs.detach()
+        self.output, self._their_output = os.pipe()
+        os.set_blocking(self.control, False)
+        os.set_blocking(self.output, False)
+        self.id = 0
+        self.entry = ""
+        self.ready = False
+        self.fresh = False
+        self.end = ""
+
+    @classmethod
+    def fork(cls, confine: Callable[[], None], branch: int, open_files: int) -> WorkerHandle:
+        """Forks this process into a worker.
+
+        Args:
+            confine: What it does to shut itself in.
+            branch: Its number.
+            open_files: File descriptors that the code may have.
+        """
+        worker = cls()
+        worker.fresh = True
+        worker.id = os.fork()
+        if worker.id == 0:
             try:
-                run_worker(theirs, writer, confine, seed, open_files)
+                run_worker(worker._their_control, worker._their_output, confine, branch, open_files)
             finally:
                 _exit(1)
-        os.close(theirs)
-        os.close(writer)
-        os.set_blocking(ours, False)
-        os.set_blocking(reader, False)
-        self.control = ours
-        self.output = reader
-        self.ready = False
-        self.end = ""
+        worker.close_far_ends()
+        return worker
+
+    def order_copy(self, order: dict[str, Any]) -> WorkerHandle:
+        """Has this worker copy itself; returns the handle of the copy, which has yet to report.
+
+        Args:
+            order: What the worker is told.
+        """
+        copy = WorkerHandle()
+        rights = array.array("i", [copy._their_control, copy._their_output])
+        with _borrowed(self.control) as control:
+            control.sendmsg([COPY + json.dumps(order).encode("ascii")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        copy.close_far_ends()
+        return copy
+
+    def close_far_ends(self) -> None:
+        """Lets go of the ends that the worker has."""
+        os.close(self._their_control)
+        os.close(self._their_output)
+
+    def read_report(self) -> tuple[bytes | None, int]:
+        """The next packet, as `read_hint` gives it, and the process id of its sender, which the kernel vouches for."""
+        with _borrowed(self.control) as control:
+            try:
+                packet, extras, _, _ = control.recvmsg(HINT_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size))
+            except BlockingIOError:
+                return None, 0
+            except ConnectionResetError:
+                return b"", 0
+        for level, kind, data in extras:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                return packet, int(_CREDENTIALS.unpack(data)[0])
+        return packet, 0
 
     def close(self) -> None:
         """Lets go of a worker that has ended."""
@@ -94,11 +144,15 @@ class WorkerHandle:
 
     def stop(self) -> None:
         """Stops all its threads until `go_on`."""
-        os.kill(self.id, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
         """Undoes `stop`."""
-        os.kill(self.id, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        if self.id and not self.end:  # somebody else may have its id by now
+            os.kill(self.id, number)
 
     def write(self, packet: bytes) -> bool:
         """Sends a packet; False if there is no room for it now."""
@@ -138,6 +192,16 @@ class WorkerHandle:
         for _ in range(1000):
             if not self.read_hint():
                 return
+
+
+@contextlib.contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """A descriptor as a socket object, which does not close it."""
+    borrowed = socket.socket(fileno=descriptor)
+    try:
+        yield borrowed
+    finally:
+        borrowed.detach()
 
 
 def read_now(descriptor: int, most: int) -> bytes | None:

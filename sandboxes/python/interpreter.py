@@ -23,12 +23,15 @@ LONGEST = 1e9
 class Limits:
     """How much one interpreter may use.
 
+    Copies that `Interpreter.fork` makes have each as much again.
+
     Args:
         memory_bytes: Memory of the code, above that of an empty interpreter: each process, and all of them together.
         output_bytes: Bytes of output of a call that are kept; the rest is read and thrown away.
         file_bytes: Bytes in the work folder, and of a single file.
         processes: Processes and threads at one time, the interpreter itself included.
         open_files: File descriptors of a process.
+        branches: Interpreters that may be open at one time of those that come from one by `Interpreter.fork`, itself included.
         timeout: Seconds that a call may take when `Interpreter.run` is not told otherwise.
 
     Raises:
@@ -40,6 +43,7 @@ class Limits:
     file_bytes: int = 64 * MIB
     processes: int = 64
     open_files: int = 128
+    branches: int = 16
     timeout: float = 5.0
 
     def __post_init__(self) -> None:
@@ -49,12 +53,17 @@ class Limits:
             "file_bytes": (4096, 1 << 50),
             "processes": (1, 1 << 20),
             "open_files": (16, 512),
+            "branches": (1, 256),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise ValueError(f"Limits.{name} must be a whole number from {low} to {high}, found {value!r}")
         check_timeout(self.timeout, "Limits.timeout")
+
+
+class ForkRefused(RuntimeError):
+    """An interpreter cannot be copied as it is; the message says what is in the way."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class Protection:
     """How code is shut in: what `Interpreter.describe` returns. ``str()`` of it is one line for people.
 
     Args:
-        backend: ``"local"``.
+        backend: ``"local"`` or ``"docker"``.
         namespaces: Linux namespaces of its own that the interpreter has.
         own_user: Whether the code runs under a user id that nobody else has.
         landlock: Version of the Landlock rules in force, 0 for none.
@@ -151,6 +160,20 @@ class Interpreter(ABC):
             SandboxFault: The engine is gone, or the interpreter was closed.
             ValueError: ``timeout`` is not a positive number.
             TypeError: ``code`` is not a string.
+        """
+
+    @abstractmethod
+    def fork(self) -> Interpreter:
+        """An independent copy as it is now: variables, modules, closures, open files and the work folder.
+
+        Both go on by themselves, at the same time if different threads call them, and each has the limits in full. Either may
+        be closed first. Relative paths mean the same in both; an absolute path that the code has kept still names the
+        original's file, and process ids differ.
+
+        Raises:
+            ForkRefused: Something is alive in it that has no copy: a thread, a socket, a pipe, a memory map, a file outside
+                the work folder; or there are `Limits.branches` of them. The message names it; this interpreter goes on.
+            SandboxFault: The engine is gone, or the interpreter was closed.
         """
 
     @abstractmethod

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -16,8 +17,12 @@ from typing import Any, Literal
 
 from sandboxes import shared
 from sandboxes.faults import SandboxFault
-from sandboxes.python.frames import ChannelClosed, FrameChannel
-from sandboxes.python.interpreter import Done, Interpreter, Limits, Protection, check_timeout
+from sandboxes.python.family import Family
+from sandboxes.python.frames import ChannelClosed
+from sandboxes.python.interpreter import Limits, Protection
+from sandboxes.python.reaper import folder_name
+from sandboxes.python.owners import owner
+from sandboxes.python.warming import environment
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +32,8 @@ START_SECONDS = 120.0
 """How long the warm process may take to import its packages and try the walls, on a machine that is very busy."""
 ENDING_SECONDS = 15.0
 DYING_SECONDS = 0.5
-ANSWER_SECONDS = 60.0
-"""How much longer than a call's own limit the supervisor may take to answer before it counts as gone."""
+ZYGOTES = 3
+"""How many dead warm processes in a row are replaced before that counts as hopeless."""
 
 _BOOT = "import sys; sys.path[:] = sys.argv[2:]; from sandboxes.python.zygote import main; main(int(sys.argv[1]))"
 
@@ -44,7 +49,7 @@ class Zygote:
         SandboxFault: It could not be started, or this machine cannot shut code in.
     """
 
-    def __init__(self, preload: tuple[str, ...], isolation: Isolation) -> None:
+    def __init__(self, preload: tuple[str, ...] | None, isolation: Isolation) -> None:
         if not sys.platform.startswith("linux"):
             raise SandboxFault(f"the local interpreter needs Linux, found {sys.platform}: run it in a Linux container")
         self._lock = threading.Lock()
@@ -87,38 +92,28 @@ class Zygote:
         """Whether the process still runs."""
         return self._process.poll() is None
 
-    def open(self, limits: Limits, seed: int) -> socket.socket:
-        """Starts an episode; returns the socket to its supervisor.
+    def open(self, limits: Limits) -> Family:
+        """Starts a family.
 
         Raises:
             ChannelClosed: This zygote is gone.
-            SandboxFault: The episode could not be started.
+            SandboxFault: The family could not be started.
         """
         ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                request = json.dumps({"seed": seed, "limits": asdict(limits)}).encode()
-                try:
-                    with self._lock:
-                        socket.send_fds(self._socket, [request], [theirs.fileno()])
-                except OSError as problem:
-                    raise ChannelClosed(f"the warm interpreter process is gone: {problem}") from problem
+        with theirs:
             try:
-                hello = FrameChannel(ours.fileno(), ours.fileno()).receive(ANSWER_SECONDS)
-            except ChannelClosed as problem:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(DYING_SECONDS)
-                    raise
-                raise SandboxFault("an interpreter's supervisor died while it started: is memory short?", True) from problem
-            if "fault" in hello:
-                raise SandboxFault(f"an interpreter could not be started: {hello['fault']}", retryable=True)
-        except TimeoutError as problem:
-            ours.close()
-            raise SandboxFault(f"an interpreter did not start within {ANSWER_SECONDS:g} s", retryable=True) from problem
-        except BaseException:
-            ours.close()
+                with self._lock:
+                    socket.send_fds(self._socket, [json.dumps({"limits": asdict(limits)}).encode()], [theirs.fileno()])
+            except OSError as problem:
+                ours.close()
+                raise ChannelClosed(f"the warm interpreter process is gone: {problem}") from problem
+        try:
+            return Family(LocalLink(ours, self.protection), limits)
+        except SandboxFault:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(DYING_SECONDS)
+                raise ChannelClosed("the warm interpreter process is gone") from None
             raise
-        return ours
 
     def close(self) -> None:
         """Ends the process and every interpreter that it forked, and waits for it. Twice is fine."""
@@ -143,117 +138,79 @@ class Zygote:
         return f": {words}" if words else ""
 
 
-class LocalInterpreter(Interpreter):
-    """An interpreter of the local backend; `open_interpreter` makes it."""
+class LocalLink:
+    """The host's end of a local supervisor's socket.
 
-    def __init__(self, preload: tuple[str, ...], isolation: Isolation, limits: Limits, seed: int) -> None:
-        self._preload = preload
-        self._isolation: Isolation = isolation
-        self._limits = limits
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
-        self._closed = False
-        self._lease: shared.Lease[Zygote] | None = None
-        self._socket: socket.socket | None = None
-        self._open(seed)
+    Args:
+        end: The socket.
+        protection: What its zygote grants.
+    """
 
-    def run(self, code: str, timeout: float | None = None, display: bool = False) -> Done:
-        if not isinstance(code, str):
-            raise TypeError(f"code must be a string of Python, found {type(code).__name__}")
-        seconds = self._limits.timeout if timeout is None else check_timeout(timeout)
-        answer = self._ask({"op": "run", "code": code, "timeout": seconds, "display": bool(display)}, seconds)
-        return Done(
-            stdout=answer["stdout"],
-            error=answer["error"],
-            status=answer["status"],
-            seconds=answer["seconds"],
-            truncated=answer["truncated"],
-            state_lost=answer["state_lost"],
-        )
+    def __init__(self, end: socket.socket, protection: Protection) -> None:
+        self.protection = protection
+        self._socket = end
 
-    def reset(self, seed: int = 0) -> None:
-        if self._socket is None:
-            with self._lock:
-                self._check_usable()
-                self._open(seed)
-        else:
-            self._ask({"op": "reset", "seed": _seed(seed)}, 0.0)
+    def send(self, data: bytes) -> None:
+        try:
+            self._socket.sendall(data)
+        except OSError as problem:
+            raise ChannelClosed(problem.strerror) from problem
+
+    def receive(self, timeout: float) -> bytes:
+        try:
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            if not poll.poll(timeout * 1000):
+                raise TimeoutError
+            data = self._socket.recv(1 << 20)
+        except TimeoutError:
+            raise
+        except (OSError, ValueError) as problem:
+            raise ChannelClosed(str(problem)) from problem
+        if not data:
+            raise ChannelClosed("its supervisor ended")
+        return data
+
+    def check(self) -> None:
+        """A local supervisor whose socket is open is there."""
+
+    def how_it_ended(self) -> str:
+        return "ended unexpectedly, perhaps for want of memory"
 
     def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        if self._owner == os.getpid():
-            # Wakes a call that is under way in another thread; it ends with a fault.
-            self._hang_up()
-            with self._lock:
-                self._let_go()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
 
-    def describe(self) -> Protection:
-        if self._lease is None:
-            raise SandboxFault("the interpreter is closed: open another one")
-        return self._lease.engine.protection
 
-    def _open(self, seed: int) -> None:
-        for attempt in range(3):
+class LocalLauncher:
+    """Starts families on this machine, from a warm process that all launchers with the same arguments share.
+
+    Args:
+        preload: What it imports once.
+        isolation: ``"auto"`` or ``"none"``.
+    """
+
+    def __init__(self, preload: tuple[str, ...] | None, isolation: Isolation) -> None:
+        self._preload = preload
+        self._isolation: Isolation = isolation
+
+    def start(self, limits: Limits) -> Family:
+        """Starts a family; one that may be renewed any number of times.
+
+        Raises:
+            SandboxFault: It could not be started here.
+        """
+        for _ in range(ZYGOTES):
             key = ("sandboxes.python.local", self._preload, self._isolation)
-            self._lease = shared.acquire(key, lambda: Zygote(self._preload, self._isolation), linger=True)
+            lease = shared.acquire(key, lambda: Zygote(self._preload, self._isolation), linger=True)
             try:
-                self._socket = self._lease.engine.open(self._limits, _seed(seed))
-                return
+                return lease.engine.open(limits)
             except ChannelClosed as problem:
-                self._let_go()  # the next lease is of a new warm process, since this one is seen to be dead
-                if attempt == 2:
-                    raise SandboxFault(f"the warm interpreter process keeps dying: {problem}", retryable=True) from problem
-            except BaseException:
-                self._let_go()
-                raise
-
-    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        with self._lock:
-            self._check_usable()
-            if self._socket is None:
-                raise SandboxFault("the interpreter's engine is gone: reset the interpreter", retryable=True)
-            channel = FrameChannel(self._socket.fileno(), self._socket.fileno())
-            try:
-                channel.send(request)
-                answer = channel.receive(seconds + ANSWER_SECONDS)
-            except (ChannelClosed, TimeoutError) as problem:
-                self._let_go()
-                if self._closed:
-                    raise SandboxFault("the interpreter was closed during a call") from problem
-                message = f"the interpreter's engine is gone ({problem}): reset the interpreter"
-                raise SandboxFault(message, retryable=True) from problem
-            if "fault" in answer:
-                self._let_go()
-                raise SandboxFault(f"the interpreter's engine failed: {answer['fault']}", retryable=True)
-            return answer
-
-    def _check_usable(self) -> None:
-        if self._closed:
-            raise SandboxFault("the interpreter is closed: open another one")
-        if self._owner != os.getpid():
-            raise SandboxFault(f"the interpreter belongs to process {self._owner}: open one in process {os.getpid()}")
-
-    def _hang_up(self) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-
-    def _let_go(self) -> None:
-        self._hang_up()
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        if self._lease is not None:
-            self._lease.close()
-            self._lease = None
-
-
-def _seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number from 0, found {seed!r}")
-    return seed
+                reason = problem  # the next lease is of a new warm process, since this one is seen to be dead
+            finally:
+                lease.close()
+        raise SandboxFault(f"the warm interpreter process keeps dying: {reason}", retryable=True)
 
 
 def _import_path() -> list[str]:
@@ -264,17 +221,8 @@ def _import_path() -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """The environment of the warm process and all its interpreters: nothing of the host's but where its libraries are."""
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "TZ": "UTC",
-        "PYTHONHASHSEED": "0",
-        "PYTHONUTF8": "1",
-        "MALLOC_ARENA_MAX": "2",  # each arena reserves 64 MiB of addresses, which count against the memory limit
-    }
-    for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "BLIS", "VECLIB_MAXIMUM"):
-        environment[f"{name}_NUM_THREADS"] = "1"
+    """The environment of the warm process: nothing of the host's but where its libraries are."""
+    variables = environment()
     if "LD_LIBRARY_PATH" in os.environ:
-        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    return environment
+        variables["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    return variables

@@ -142,14 +142,14 @@ class Probe:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             try:
-                fork_episode(plan, Limits(processes=2), 0, self._home, theirs.fileno(), (ours.fileno(), *self._to_close))
+                fork_episode(plan, Limits(processes=2, branches=1), self._home, theirs.fileno(), (ours.fileno(), *self._to_close))
             except OSError as problem:
                 raise NoTrial(problem.strerror) from problem
             theirs.close()
             channel = FrameChannel(ours.fileno(), ours.fileno())
             try:
                 _no_fault(channel.receive(SECONDS))
-                channel.send({"op": "run", "code": code, "timeout": SECONDS, "display": False})
+                channel.send({"branch": 0, "op": "run", "code": code, "timeout": SECONDS, "display": False})
                 done = _no_fault(channel.receive(SECONDS + 5))
             except (ChannelClosed, TimeoutError) as problem:
                 raise NoTrial(f"a trial interpreter gave no answer: {problem}") from problem

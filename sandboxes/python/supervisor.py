@@ -1,13 +1,15 @@
-"""The process between the host and the code: one an episode, started by a launcher, inside the sandbox's walls.
+"""The process between the host and the code: one a family, started by a launcher, inside the sandbox's walls.
 
-It alone talks to the host, it forks the worker that runs the code, it keeps the time, and it decides what came of a call.
-The worker's own report is a hint: it counts only with the number that was drawn for this very request, and only while the
-worker lives. A worker that is late, dead or over its limits is killed with everything that it started, and another is
-forked, which is cheap because this process never runs any of the code and stays as warm as it began.
+A family is an interpreter and the copies that were made of it while they lived; each of these branches has a worker, a
+process that runs its code. The supervisor alone talks to the host. It forks workers and has them copy themselves, it keeps
+the time, and it decides what came of a call; calls of different branches run at once. A worker's own report is a hint: it
+counts only with the number that was drawn for this very request, and only while the worker lives. A worker that is late,
+dead or over its limits is killed with everything that it started, and another is forked, which is cheap because this
+process never runs any of the code and stays as warm as it began.
 
-Between calls the worker is stopped (SIGSTOP), so that threads which the code left behind neither burn time nor print, and
-every other process below this one has been killed. When the host's end of the channel closes, this process kills what is
-left, removes the work folder and ends. Standard library only: it also runs where nothing else is installed.
+Between calls a worker is stopped (SIGSTOP), so that threads which the code left behind neither burn time nor print, and
+every other process of its branch has been killed. When the host's end of the channel closes, this process kills what is
+left, removes the work folders and ends. Standard library only: it also runs where nothing else is installed.
 """
 
 from __future__ import annotations
@@ -18,219 +20,485 @@ import os
 import select
 import signal
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-from sandboxes.python.frames import ChannelClosed, FrameChannel
+from sandboxes.python.branch import AFRESH, WATCH_SECONDS, Branch, Call, Copying, Starting, new_nonce, plain_text, read_hint
+from sandboxes.python.enclosure import Enclosure
+from sandboxes.python.frames import ChannelClosed, Decoder, encode
 from sandboxes.python.handle import Output, WorkerHandle, read_now
 from sandboxes.python.processes import Process, ProcessTree
-from sandboxes.python.worker import ERROR_BYTES, PACKET_BYTES, REAP
+from sandboxes.python.worker import REAP
 
-WATCH_SECONDS = 0.04
-"""How often a running call's processes, memory and files are looked at."""
 WATCH_PAUSE = 3.0
 """After a look that took long, the next one comes after so many times as long."""
 READY_SECONDS = 20.0
-"""How long a fresh worker may take to shut itself in, on a machine that is very busy."""
+"""How long a fresh worker or a copy may take to stand ready, on a machine that is very busy."""
+STARTS = 3
+"""How often a fresh worker may die before it is ready; another branch's code could kill it."""
 ENDING_SECONDS = 10.0
-AFRESH = "The interpreter starts afresh: variables and imports are gone."
 
 
 class SupervisorFault(RuntimeError):
     """The supervisor cannot do its work; the host hears of it as a fault."""
 
 
-class Enclosure(Protocol):
-    """What a launcher brings: the walls around the worker."""
-
-    open_files: int
-
-    def confine(self) -> None:
-        """Shuts the calling process, a fresh worker, in."""
-
-    def overrun(self, below: list[Process], baseline: Process) -> str:
-        """What the processes below the supervisor use too much of, or ""."""
-
-    def overfull(self) -> str:
-        """What is too much in the work folder, or ""; then the folder is emptied."""
-
-    def empty_folder(self) -> None:
-        """Removes every file that the code made."""
-
-    def leave(self) -> None:
-        """Takes down what the launcher put up for this episode; the last call."""
-
-
 class Supervisor:
     """Answers the host's requests until its channel closes.
 
     Args:
-        channel: To the host.
+        reader: File descriptor to read requests from.
+        writer: File descriptor to write answers to; the same one for a socket.
         enclosure: The launcher's walls.
         proc: File descriptor of a /proc directory that shows this process.
-        seed: The episode's seed.
-        output_bytes: Output of a call that is kept.
     """
 
-    def __init__(self, channel: FrameChannel, enclosure: Enclosure, proc: int, seed: int, output_bytes: int) -> None:
-        self._channel = channel
+    def __init__(self, reader: int, writer: int, enclosure: Enclosure, proc: int) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._decoder = Decoder()
+        self._outgoing = bytearray()
         self._enclosure = enclosure
         self._tree = ProcessTree(proc)
-        self._seed = seed
-        self._output_bytes = output_bytes
         self._baseline = self._tree.myself()
+        self._branches: dict[int, Branch] = {}
+        self._spoilt: set[int] = set()  # slots whose folders could not be emptied
+        self._newest = 0
+        self._greeting: dict[str, Any] | None = {"hello": True}
         self._wakeup, wake = os.pipe()
-        os.set_blocking(self._wakeup, False)
-        os.set_blocking(wake, False)
+        for descriptor in (self._wakeup, wake, reader, writer):
+            os.set_blocking(descriptor, False)
         # A handler that does nothing: the wake-up pipe makes the poll return when a child ends.
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        self._worker = self._fork_worker()
+        self._poll = select.poll()
+        self._poll.register(self._wakeup, select.POLLIN)
+        self._poll.register(reader, select.POLLIN)
+        self._owners: dict[int, Branch] = {}  # of the descriptors that the poll looks at
 
     def serve(self) -> None:
         """Says hello once a worker stands ready, then answers until the host is gone."""
         try:
-            self._await_ready()
-            self._channel.send({"hello": True})
+            self._start_root()
             while True:
-                request = self._channel.receive()
-                if request["op"] == "reset":
-                    self._seed = request["seed"]
-                    self._kill_everything()
-                    self._enclosure.empty_folder()
-                    self._replace_worker()
-                    self._await_ready()
-                    self._channel.send({"reset": True})
-                else:
-                    self._channel.send(self._run(request["code"], request["timeout"], request["display"]))
-                    if not self._worker.ready:
-                        self._replace_worker()
+                self._turn()
         except ChannelClosed:
             pass
         except (SupervisorFault, OSError) as problem:
             with contextlib.suppress(ChannelClosed):
-                self._channel.send({"fault": str(problem)})
+                os.set_blocking(self._writer, True)
+                self._send({"fault": str(problem)})
         finally:
             try:
-                self._kill_everything()
+                self._end_everything()
             finally:
                 self._enclosure.leave()
 
-    # One call
+    def _turn(self) -> None:
+        """Waits for the next thing to happen, and sees to all that has."""
+        due = min((branch.activity.due for branch in self._branches.values() if branch.activity), default=None)
+        wait = None if due is None else max(0.0, due - time.monotonic()) * 1000 + 1
+        for descriptor, event in self._poll.poll(wait):
+            if descriptor == self._wakeup:
+                read_now(self._wakeup, 4096)
+                self._reap()
+            elif descriptor in (self._reader, self._writer):
+                if event & select.POLLOUT:
+                    self._flush()
+                if event & ~select.POLLOUT:
+                    self._listen()
+            elif descriptor in self._owners:
+                self._attend(self._owners[descriptor], descriptor, event)
+        now = time.monotonic()
+        for branch in list(self._branches.values()):
+            activity = branch.activity
+            if branch.worker.end and activity:
+                self._mourn(branch)
+            elif activity and activity.due <= now:
+                self._look(branch, now)
 
-    def _run(self, code: str, timeout: float, display: bool) -> dict[str, Any]:
-        self._await_ready()
-        self._worker.forget_late_words()
-        worker = self._worker
-        nonce = os.urandom(16).hex()
-        request = json.dumps({"nonce": nonce, "code": code, "display": display}).encode("ascii")
-        starts = range(0, len(request), PACKET_BYTES - 1)
-        parts = [request[start : start + PACKET_BYTES - 1] for start in starts]
-        packets = [(b"." if part is parts[-1] else b"+") + part for part in parts]
-        packets.reverse()
-        output = Output(self._output_bytes)
-        poll = select.poll()
-        poll.register(self._channel.reader, select.POLLIN)
-        poll.register(self._wakeup, select.POLLIN)
-        poll.register(worker.output, select.POLLIN)
-        poll.register(worker.control, select.POLLIN | select.POLLOUT)
-        started = time.monotonic()
-        deadline = started + timeout
-        watch = started + WATCH_SECONDS
-        worker.go_on()
-        verdict: tuple[str, str] | None = None
-        overfull = ""
-        while verdict is None:
-            now = time.monotonic()
-            if now >= deadline:
-                verdict = ("timeout", f"TimeoutError: the code ran longer than {timeout:g} s and was stopped. {AFRESH}")
-                break
-            if now >= watch:
-                overfull = self._enclosure.overfull()
-                too_much = overfull or self._enclosure.overrun(self._tree.below(), self._baseline)
-                if too_much:
-                    verdict = ("killed", f"ResourceError: the code used more than {too_much} and was stopped. {AFRESH}")
-                    break
-                looked = time.monotonic()
-                watch = looked + max(WATCH_SECONDS, WATCH_PAUSE * (looked - now))
-            for descriptor, event in poll.poll(max(0.0, min(deadline, watch) - now) * 1000 + 1):
-                if verdict is not None:
-                    break
-                if descriptor == worker.output:
-                    if worker.read_output(output) == b"":
-                        poll.unregister(worker.output)
-                elif descriptor == worker.control:
-                    if packets and event & select.POLLOUT and worker.write(packets[-1]):
-                        packets.pop()
-                        if not packets:
-                            poll.modify(worker.control, select.POLLIN)
-                    if event & ~select.POLLOUT:
-                        verdict = self._judge(worker.read_hint(), nonce)
-                elif descriptor == self._wakeup:
-                    read_now(self._wakeup, 4096)
-                    verdict = self._obituary()
-                else:
-                    self._expect_nothing_from_host()
-        status, error = verdict
-        if status in ("ok", "error") and not self._settle(output):
+    # The host
+
+    def _listen(self) -> None:
+        data = read_now(self._reader, 1 << 20)
+        if data == b"":
+            raise ChannelClosed("the host is gone")
+        for request in self._decoder.feed(data or b""):
+            self._obey(request)
+
+    def _obey(self, request: dict[str, Any]) -> None:
+        branch = self._branches.get(request["branch"])
+        if request["op"] == "reset":
+            self._reset()
+        elif branch is None:
+            self._answer(request["branch"], gone=True)
+        elif request["op"] == "drop":
+            self._drop(branch)
+        elif isinstance(branch.activity, Starting):
+            branch.request = request
+        elif branch.worker.end:
+            self._mourn(branch, request)
+        elif request["op"] == "fork":
+            self._order_copy(branch)
+        else:
+            self._start_call(branch, request)
+
+    def _answer(self, number: int, **answer: Any) -> None:
+        self._send({"branch": number, **answer})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._outgoing += encode(message)
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._outgoing:
+                del self._outgoing[: os.write(self._writer, self._outgoing)]
+        except BlockingIOError:
+            pass
+        except OSError as problem:
+            raise ChannelClosed(f"the host is gone: {problem}") from problem
+        more = select.POLLOUT if self._outgoing else 0
+        if self._reader == self._writer:
+            self._poll.modify(self._reader, select.POLLIN | more)
+        elif more:
+            self._poll.register(self._writer, more)
+        else:
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(self._writer)
+
+    # Workers come and go
+
+    def _start_root(self) -> None:
+        self._branches = {0: Branch(0, 0, self._fork_worker(0, 0))}
+        self._newest = 0
+        self._await_ready(self._branches[0])
+
+    def _fork_worker(self, number: int, slot: int) -> WorkerHandle:
+        return WorkerHandle.fork(lambda: self._enclosure.confine(slot), number, self._enclosure.limits.open_files)
+
+    def _await_ready(self, branch: Branch, attempts: int = 1) -> None:
+        branch.activity = Starting(time.monotonic() + READY_SECONDS, attempts)
+        self._watch(branch, branch.worker.control, select.POLLIN)
+
+    def _replace_worker(self, branch: Branch, attempts: int = 1) -> None:
+        branch.worker.close()
+        branch.worker = self._fork_worker(branch.number, branch.slot)
+        self._await_ready(branch, attempts)
+
+    def _reset(self) -> None:
+        """Turns the family into a single, clean interpreter."""
+        self._end_everything()
+        for branch in self._branches.values():
+            self._let_go(branch)
+        for slot in {branch.slot for branch in self._branches.values()} | self._spoilt:
+            self._enclosure.empty(slot)
+        self._spoilt.clear()
+        left = self._enclosure.leftovers()
+        if left:
+            raise SupervisorFault(f"the interpreter could not be cleaned: there are {left}")
+        self._greeting = {"branch": 0, "reset": True}
+        self._start_root()
+
+    def _drop(self, branch: Branch) -> None:
+        """Ends one branch for good."""
+        if isinstance(branch.activity, Copying):
+            self._finish_copying(branch, branch.activity, "the interpreter was closed")
+        self._end_branch(branch)
+        self._let_go(branch)
+        del self._branches[branch.number]
+        self._empty(branch.slot)
+        self._answer(branch.number, dropped=True)
+
+    def _let_go(self, branch: Branch) -> None:
+        """Closes what leads to a branch's processes, which are gone."""
+        if isinstance(branch.activity, Copying):
+            branch.activity.copy.worker.close()
+        self._ignore(branch)
+        branch.worker.close()
+
+    def _empty(self, slot: int) -> None:
+        try:
+            self._enclosure.empty(slot)
+        except OSError:  # other branches may have been at it: no branch gets this folder before the next reset
+            self._spoilt.add(slot)
+
+    def _reap(self) -> None:
+        """Asks every child that has ended how it did."""
+        workers = {branch.worker.id: branch.worker for branch in self._branches.values()}
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                ended, status = os.waitpid(-1, os.WNOHANG)
+                if not ended:
+                    return
+                if ended in workers:
+                    code = os.waitstatus_to_exitcode(status)
+                    workers[ended].end = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+
+    def _mourn(self, branch: Branch, request: dict[str, Any] | None = None) -> None:
+        """Sees to a branch whose worker has died.
+
+        Args:
+            branch: The branch.
+            request: What came for it after the death, which nobody has noticed so far.
+        """
+        activity = branch.activity
+        if isinstance(activity, Starting):
+            if activity.attempts == STARTS:
+                raise SupervisorFault(f"a worker could not be shut in: its process {branch.worker.end}")
+            self._ignore(branch)
+            self._replace_worker(branch, activity.attempts + 1)
+        elif isinstance(activity, Copying):
+            self._finish_copying(branch, activity, f"the interpreter's process {branch.worker.end}")
+        elif isinstance(activity, Call):
+            self._finish_call(branch, activity, "killed", f"The interpreter's process {branch.worker.end}. {AFRESH}")
+        elif request is not None and request["op"] == "fork":
+            self._answer(branch.number, refused=f"the interpreter's process {branch.worker.end}")
+        elif request is not None:
+            activity = Call("", request["timeout"], Output(0), [])
+            self._finish_call(branch, activity, "killed", f"The interpreter's process {branch.worker.end}. {AFRESH}")
+
+    # What the branches say
+
+    def _watch(self, branch: Branch, descriptor: int, events: int) -> None:
+        self._poll.register(descriptor, events)
+        self._owners[descriptor] = branch
+
+    def _unwatch(self, descriptor: int) -> None:
+        self._poll.unregister(descriptor)
+        del self._owners[descriptor]
+
+    def _ignore(self, branch: Branch) -> None:
+        """Listens to nothing more that a branch says, and ends what it was busy with."""
+        for descriptor in [descriptor for descriptor, owner in self._owners.items() if owner is branch]:
+            self._unwatch(descriptor)
+        branch.activity = None
+
+    def _attend(self, branch: Branch, descriptor: int, event: int) -> None:
+        activity = branch.activity
+        if isinstance(activity, Call):
+            self._attend_call(branch, activity, descriptor, event)
+        elif isinstance(activity, Copying):
+            self._attend_copying(branch, activity, descriptor)
+        elif isinstance(activity, Starting):
+            packet = branch.worker.read_hint()
+            if packet is None:
+                return
+            if not packet:
+                self._await_death(branch)
+                return
+            self._ignore(branch)
+            fault = json.loads(packet).get("fault")
+            if fault:
+                raise SupervisorFault(f"a worker could not be shut in: {fault}")
+            branch.worker.ready = True
+            branch.worker.stop()
+            self._say_ready(branch)
+
+    def _say_ready(self, branch: Branch) -> None:
+        if self._greeting is not None:
+            self._send(self._greeting)
+            self._greeting = None
+        request, branch.request = branch.request, None
+        if request is not None:
+            self._obey(request)
+
+    def _look(self, branch: Branch, now: float) -> None:
+        """Looks at a branch at the time at which it said that it should be."""
+        activity = branch.activity
+        if isinstance(activity, Starting):
+            raise SupervisorFault(f"a new worker was not ready within {READY_SECONDS:g} s: is the machine overloaded?")
+        if isinstance(activity, Copying):
+            self._finish_copying(branch, activity, f"it did not say anything within {READY_SECONDS:g} s")
+        elif isinstance(activity, Call):
+            if now >= activity.deadline:
+                error = f"TimeoutError: the code ran longer than {activity.timeout:g} s and was stopped. {AFRESH}"
+                self._finish_call(branch, activity, "timeout", error)
+                return
+            overfull = self._enclosure.overfull(branch.slot)
+            too_much = overfull or self._enclosure.overrun(self._members(branch), self._baseline)
+            if too_much:
+                error = f"ResourceError: the code used more than {too_much} and was stopped. {AFRESH}"
+                self._finish_call(branch, activity, "killed", error, overfull=bool(overfull))
+                return
+            looked = time.monotonic()
+            activity.watch = looked + max(WATCH_SECONDS, WATCH_PAUSE * (looked - now))
+
+    # Calls
+
+    def _start_call(self, branch: Branch, request: dict[str, Any]) -> None:
+        call = branch.begin(request, self._enclosure.limits.output_bytes)
+        self._watch(branch, branch.worker.output, select.POLLIN)
+        self._watch(branch, branch.worker.control, select.POLLIN | select.POLLOUT)
+        self._send_packets(branch, call)
+
+    def _send_packets(self, branch: Branch, call: Call) -> None:
+        while call.packets and branch.worker.write(call.packets[-1]):
+            call.packets.pop()
+        if not call.packets:
+            self._poll.modify(branch.worker.control, select.POLLIN)
+
+    def _attend_call(self, branch: Branch, call: Call, descriptor: int, event: int) -> None:
+        worker = branch.worker
+        if descriptor == worker.output:
+            if worker.read_output(call.output) == b"":
+                self._unwatch(descriptor)
+            return
+        if event & select.POLLOUT:
+            self._send_packets(branch, call)
+        if event & ~select.POLLOUT:
+            packet = worker.read_hint()
+            if packet == b"":
+                self._await_death(branch)
+                error = "The code closed the interpreter's own files."
+                if worker.end:
+                    error = f"The interpreter's process {worker.end}."
+                self._finish_call(branch, call, "killed", f"{error} {AFRESH}")
+            elif packet:
+                hint = read_hint(packet, call.nonce)
+                if isinstance(hint.get("error"), str):
+                    error = plain_text(hint["error"])
+                    self._finish_call(branch, call, "error" if error else "ok", error)
+
+    def _finish_call(self, branch: Branch, call: Call, status: str, error: str, overfull: bool = False) -> None:
+        worker = branch.worker
+        if status in ("ok", "error") and not self._settle(branch, call.output):
             status = "killed"
             error = f"ResourceError: the code started processes faster than they could be stopped. {AFRESH}"
         lost = status in ("timeout", "killed")
+        self._ignore(branch)
         if lost:
-            self._kill_everything()
-            while worker.read_output(output):
+            self._end_branch(branch)
+            while worker.read_output(call.output):
                 pass
-            worker.ready = False
             if overfull:
-                self._enclosure.empty_folder()
-        return {
-            "status": status,
-            "error": error,
-            "stdout": output.text(),
-            "seconds": time.monotonic() - started,
-            "truncated": output.truncated,
-            "state_lost": lost,
+                self._enclosure.empty(branch.slot)
+        self._answer(
+            branch.number,
+            status=status,
+            error=error,
+            stdout=call.output.text(),
+            seconds=time.monotonic() - call.started,
+            truncated=call.output.truncated,
+            state_lost=lost,
+        )
+        if lost:
+            self._replace_worker(branch)
+
+    # Copies
+
+    def _order_copy(self, branch: Branch) -> None:
+        coming = [other.activity.copy for other in self._branches.values() if isinstance(other.activity, Copying)]
+        taken = {other.slot for other in (*self._branches.values(), *coming)} | self._spoilt
+        free = [slot for slot in range(len(self._enclosure.folders)) if slot not in taken]
+        process = self._process_of(branch)
+        problem = ""
+        if not free:
+            problem = f"{len(taken)} branches are alive, and no more may be: raise Limits.branches, or close some"
+        elif process is not None and process.threads > 1:
+            problem = f"{process.threads} threads are running, which a copy would lose: let them end first"
+        if problem:
+            self._answer(branch.number, refused=problem)
+            return
+        self._newest += 1
+        folders = self._enclosure.folders
+        order = {
+            "nonce": new_nonce(),
+            "home": folders[branch.slot],
+            "folder": folders[free[0]],
+            "branch": self._newest,
         }
+        branch.worker.forget_late_words()
+        copy = Branch(self._newest, free[0], branch.worker.order_copy(order))
+        copy.seed, copy.worker.fresh = branch.seed, branch.worker.fresh
+        branch.activity = Copying(order["nonce"], copy, time.monotonic() + READY_SECONDS)
+        self._watch(branch, branch.worker.control, select.POLLIN)
+        self._watch(branch, copy.worker.control, select.POLLIN)
+        branch.worker.go_on()
 
-    def _judge(self, packet: bytes | None, nonce: str) -> tuple[str, str] | None:
-        """What a packet from the worker means for the request ``nonce``; None for everything that is no hint about it."""
+    def _attend_copying(self, branch: Branch, copying: Copying, descriptor: int) -> None:
+        copy = copying.copy.worker
+        if descriptor == copy.control:
+            packet, sender = copy.read_report()
+        else:
+            packet, sender = branch.worker.read_hint(), 0
         if packet is None:
-            return None
+            return
+        if not packet and descriptor == branch.worker.control:
+            self._await_death(branch)
+            self._finish_copying(branch, copying, f"the interpreter's process {branch.worker.end or 'hung up'}")
+            return
         if not packet:
-            return self._obituary(wait=True) or ("killed", f"The code closed the interpreter's own files. {AFRESH}")
-        with contextlib.suppress(ValueError, RecursionError):
-            hint = json.loads(packet)
-            if isinstance(hint, dict) and hint.get("nonce") == nonce and isinstance(hint.get("error"), str):
-                # The worker runs the code's threads too: what it says may be of any length and hold any character.
-                error = hint["error"][: 2 * ERROR_BYTES].encode("utf-8", "backslashreplace").decode("utf-8")
-                return ("error", error) if error else ("ok", "")
-        return None
+            self._unwatch(descriptor)
+            copying.lost = True
+        hint = read_hint(packet, copying.nonce)
+        if "refused" in hint:
+            self._finish_copying(branch, copying, plain_text(hint["refused"]))
+        elif descriptor == branch.worker.control:
+            copying.copied = copying.copied or "copied" in hint
+        elif "ready" in hint:
+            workers = {other.worker.id for other in self._branches.values()}
+            if sender not in workers and sender in self._tree.children():
+                copy.id = sender
+        if copying.copied and (copy.id or copying.lost) and branch.activity is copying:
+            self._finish_copying(branch, copying, "" if copy.id else "the copy died")
 
-    def _obituary(self, wait: bool = False) -> tuple[str, str] | None:
-        """How the worker died, or None while it lives; reaps orphans in passing."""
-        until = time.monotonic() + (0.02 if wait else 0.0)
-        while not self._worker.end:
-            ended, status = os.waitpid(-1, os.WNOHANG)
-            if ended == self._worker.id:
-                code = os.waitstatus_to_exitcode(status)
-                self._worker.end = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-            elif not ended:
-                if time.monotonic() >= until:
-                    return None
-                time.sleep(0.001)
-        return "killed", f"The interpreter's process {self._worker.end}. {AFRESH}"
-
-    def _expect_nothing_from_host(self) -> None:
-        """During a call the host can only hang up."""
-        raise ChannelClosed("the host hung up during a call")
+    def _finish_copying(self, branch: Branch, copying: Copying, problem: str) -> None:
+        """Takes the copy in, or, where there is a problem, ends what there is of it."""
+        self._ignore(branch)
+        copy = copying.copy
+        if not problem:
+            copy.worker.stop()
+            copy.worker.ready = True
+            self._branches[copy.number] = copy
+        nothing = Output(0)
+        if not branch.worker.end and not self._settle(branch, nothing):
+            self._end_branch(branch)
+        if problem:
+            self._end_marked(copy)
+            copy.worker.close()
+            self._empty(copy.slot)
+            self._answer(branch.number, refused=problem)
+        else:
+            self._answer(branch.number, forked=copy.number)
 
     # The processes below
 
-    def _settle(self, output: Output) -> bool:
-        """After a call: stops the worker, ends every other process, takes in what was printed. False if they keep coming."""
-        worker = self._worker
+    def _members(self, branch: Branch) -> list[Process]:
+        """The processes of a branch: its worker, what descends from it, and orphans that carry its mark."""
+        if len(self._branches) == 1:
+            return self._tree.below()
+        workers = {other.worker.id: other for other in self._branches.values()}
+        skip = {other.worker.entry for other in workers.values() if other is not branch and not other.worker.end}
+        busy = set()
+        for other in workers.values():
+            if other.activity is not None and other is not branch:
+                busy.add(other.number)
+            if isinstance(other.activity, Copying):
+                busy.add(other.activity.copy.number)
+        owners: dict[str, bool] = {}
+        for process in (below := self._tree.below(skip)):
+            if process.parent != self._tree.entry:
+                mine = owners[process.parent]
+            elif process.id in workers:
+                workers[process.id].worker.entry = process.entry
+                mine = process.id == branch.worker.id
+            else:
+                # A branch that is not busy has none, and a mark that nobody has is a forged one.
+                mine = self._tree.mark_of(process) not in busy
+            owners[process.entry] = mine
+        return [process for process in below if owners[process.entry]]
+
+    def _process_of(self, branch: Branch) -> Process | None:
+        return next((process for process in self._members(branch) if process.id == branch.worker.id), None)
+
+    def _settle(self, branch: Branch, output: Output) -> bool:
+        """After a call: stops the worker, ends the branch's other processes, takes in what was printed. False if they keep
+        coming."""
+        worker = branch.worker
         for _ in range(20):
             worker.stop()
-            strays = [process for process in self._tree.below() if process.id != worker.id]
+            strays = [process for process in self._members(branch) if process.id != worker.id]
             if not strays:
                 worker.take_in(output)
                 return True
@@ -241,44 +509,37 @@ class Supervisor:
             worker.go_on()
             worker.write(REAP)
             time.sleep(0.002)
-            if self._obituary() is not None:
+            self._reap()
+            if worker.end:
                 return False
         return False
 
-    def _kill_everything(self) -> None:
+    def _await_death(self, branch: Branch) -> None:
+        """After a worker has hung up: gives it a moment to die, so that one can say how it did."""
+        until = time.monotonic() + 0.02
+        self._reap()
+        while not branch.worker.end and time.monotonic() < until:
+            time.sleep(0.001)
+            self._reap()
+
+    def _end_branch(self, branch: Branch) -> None:
+        if len(self._branches) == 1:
+            self._end_everything()
+        else:
+            self._end_these(lambda: self._members(branch))
+        branch.worker.end = branch.worker.end or "was stopped"
+
+    def _end_marked(self, copy: Branch) -> None:
+        """Ends what there is of a copy that came to nothing."""
+        self._end_these(lambda: [process for process in self._tree.below() if self._tree.mark_of(process) == copy.number])
+
+    def _end_these(self, members: Callable[[], list[Process]]) -> None:
+        if not self._tree.end(members, self._reap, ENDING_SECONDS):
+            raise SupervisorFault(_NOT_ENDED)
+
+    def _end_everything(self) -> None:
         if not self._tree.end_everything_below(ENDING_SECONDS):
-            raise SupervisorFault(
-                f"processes of the code could not be ended within {ENDING_SECONDS:g} s: is the machine out of memory?"
-            )
+            raise SupervisorFault(_NOT_ENDED)
 
-    # The worker
 
-    def _fork_worker(self) -> WorkerHandle:
-        return WorkerHandle(self._enclosure.confine, self._seed, self._enclosure.open_files)
-
-    def _replace_worker(self) -> None:
-        self._worker.close()
-        self._worker = self._fork_worker()
-
-    def _await_ready(self) -> None:
-        """Waits until the worker has shut itself in; raises ``SupervisorFault`` when it cannot."""
-        worker = self._worker
-        if worker.ready:
-            return
-        end = time.monotonic() + READY_SECONDS
-        poll = select.poll()
-        poll.register(worker.control, select.POLLIN)
-        poll.register(self._channel.reader, select.POLLIN)
-        while not worker.ready:
-            if time.monotonic() > end:
-                raise SupervisorFault(f"a new worker was not ready within {READY_SECONDS:g} s: is the machine overloaded?")
-            for descriptor, _ in poll.poll(100):
-                if descriptor != worker.control:
-                    poll.unregister(descriptor)  # a request that waits, or the host hanging up: the next receive tells
-                    continue
-                packet = worker.read_hint()
-                message = json.loads(packet) if packet else {"fault": "its process died"}
-                if "fault" in message:
-                    raise SupervisorFault(f"a worker could not be shut in: {message['fault']}")
-                worker.ready = True
-        worker.stop()
+_NOT_ENDED = f"processes of the code could not be ended within {ENDING_SECONDS:g} s: is the machine out of memory?"

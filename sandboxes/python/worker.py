@@ -3,7 +3,7 @@
 The supervisor forks it, it gives up its rights, and then it reads requests and answers each with a *hint*: "this request is
 through, and this is its traceback". A hint is believed only as far as the supervisor can check it. Everything in this
 process, its standard streams and the socket to the supervisor included, may be broken by the code that runs here; then the
-supervisor ends the process and forks another. Standard library only.
+supervisor ends the process and forks another. Asked to, it forks a copy of itself, which serves on beside it. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import linecache
 import os
-import random
 import resource
 import signal
 import sys
@@ -24,10 +23,15 @@ from io import FileIO, TextIOWrapper
 
 # By name, here as above: the loop is to go on when the code puts something else into these modules.
 from json import dumps, loads
-from os import _exit, dup2, getpid, read, waitpid, write
-from sys import setprofile, settrace
+from os import _exit, close, dup2, getpid, waitpid, write
+from socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET, socket
+from sys import byteorder, setprofile, settrace
 from traceback import format_exception
 from typing import Any
+
+from sandboxes.python.copying import copy_worker, hindrance
+from sandboxes.python.processes import set_mark
+from sandboxes.python.seeding import seed_generators
 
 PACKET_BYTES = 32 * 1024
 """Largest part of a request; a packet socket takes about six times as much by default."""
@@ -35,6 +39,8 @@ ERROR_BYTES = 8 * 1024
 FRAMES_KEPT = 10
 CHAIN_KEPT = 4
 REAP = b"reap"
+COPY = b"copy"
+"""Begins a packet that brings two descriptors: the packet socket and the output pipe of a copy."""
 
 _PRIVATE_MODULES = ("sandboxes", "landlock", "pyseccomp")
 
@@ -46,16 +52,22 @@ class Wires:
     control: int
     output: int
     null: int
+    socket: socket  # the control descriptor as an object, which can receive descriptors
+
+    @property
+    def places(self) -> range:
+        """All three, lowest first."""
+        return range(self.control, self.null + 1)
 
 
-def run_worker(control: int, output: int, confine: Callable[[], None], seed: int, open_files: int) -> None:
+def run_worker(control: int, output: int, confine: Callable[[], None], branch: int, open_files: int) -> None:
     """Turns this freshly forked process into a worker; returns only when the supervisor is gone.
 
     Args:
         control: Packet socket to the supervisor.
         output: Pipe that becomes standard output and error.
         confine: Gives up rights and enters limits; called once, before any of the code runs.
-        seed: Seeds ``random`` and, where it is loaded, ``numpy.random``.
+        branch: Its number.
         open_files: Descriptors that the code may have.
     """
     try:
@@ -64,14 +76,15 @@ def run_worker(control: int, output: int, confine: Callable[[], None], seed: int
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.setsid()
+        set_mark(branch)
         confine()
         wires = _lay_wires(control, output)
         _restore_streams(wires)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
+        # The hard limit stays where the wires are, so that a copy can be given its own.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, wires.null + 1))
     except BaseException as problem:
         write(control, dumps({"fault": f"{type(problem).__name__}: {problem}"}).encode())
         return
-    _seed(seed)
     namespace = _new_main_module()
     write(wires.control, b'{"ready": true}')
     _serve(wires, namespace)
@@ -82,10 +95,10 @@ def _lay_wires(control: int, output: int) -> Wires:
     top = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     null = os.open(os.devnull, os.O_RDWR)
     low = min(top, 1024) - 8
+    os.closerange(low, top)
     high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, low) for descriptor in (control, output, null)]
     os.closerange(3, low)
-    os.closerange(max(high) + 1, top)
-    return Wires(*high)
+    return Wires(*high, socket(fileno=high[0]))
 
 
 def _restore_streams(wires: Wires) -> None:
@@ -113,13 +126,6 @@ class _Output(TextIOWrapper):
         super().__init__(raw, encoding="utf-8", errors="backslashreplace", newline="\n", write_through=True)
 
 
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(seed % 2**32)
-
-
 def _new_main_module() -> dict[str, Any]:
     """A fresh ``__main__``, and no trace of this package for the code to import."""
     for name in list(sys.modules):
@@ -135,8 +141,14 @@ def _new_main_module() -> dict[str, Any]:
 def _serve(wires: Wires, namespace: dict[str, Any]) -> None:
     myself = getpid()
     cells = 0
-    while (request := _receive(wires.control)) is not None:
+    while (request := _receive(wires)) is not None:
+        if "home" in request:
+            if _copy(wires, request):
+                myself = getpid()
+            continue
         _restore_streams(wires)
+        if "seed" in request:
+            seed_generators(request["seed"])
         cells += 1
         error = _execute(request["code"], f"<cell {cells}>", namespace, request["display"])
         if getpid() != myself:  # a child that the code forked, and that came back here
@@ -146,12 +158,40 @@ def _serve(wires: Wires, namespace: dict[str, Any]) -> None:
         write(wires.control, dumps({"nonce": request["nonce"], "error": error}).encode())
 
 
-def _receive(control: int) -> dict[str, Any] | None:
+def _copy(wires: Wires, request: dict[str, Any]) -> bool:
+    """Forks this process; True in the copy. Each says on its own socket what came of it."""
+    myself = getpid()
+    received = request["descriptors"]
+    said: dict[str, Any] = {"nonce": request["nonce"]}
+    try:
+        if len(received) < 2:
+            problem = "too many files are open: close some first"
+        else:
+            problem = hindrance(request["home"], wires.places, received)
+        if problem:
+            said["refused"] = problem
+        elif copy_worker(request["home"], request["folder"], request["branch"], wires.places, *received):
+            said["ready"] = True
+        else:
+            said["copied"] = True
+    except BaseException as trouble:
+        said["refused"] = f"{type(trouble).__name__}: {trouble}"
+    itself = getpid() != myself
+    if not itself:
+        for descriptor in received:
+            close(descriptor)
+    write(wires.control, dumps(said).encode())
+    if itself and "ready" not in said:
+        _exit(1)
+    return itself
+
+
+def _receive(wires: Wires) -> dict[str, Any] | None:
     """The next request, put together from its packets; None when the supervisor is gone."""
     parts = []
     while True:
         try:
-            packet = read(control, PACKET_BYTES + 1)
+            packet, extras, _, _ = wires.socket.recvmsg(PACKET_BYTES + 1, CMSG_SPACE(8))
         except OSError:
             return None
         except BaseException:  # a signal handler of the code's, or an interrupt from one of its threads
@@ -163,6 +203,11 @@ def _receive(control: int) -> dict[str, Any] | None:
                 while waitpid(-1, os.WNOHANG)[0]:
                     pass
             continue
+        if packet.startswith(COPY):
+            rights = b"".join(data for level, kind, data in extras if (level, kind) == (SOL_SOCKET, SCM_RIGHTS))
+            numbers = [int.from_bytes(rights[start : start + 4], byteorder) for start in range(0, len(rights), 4)]
+            order: dict[str, Any] = loads(packet[len(COPY) :])
+            return {**order, "descriptors": numbers}
         parts.append(packet[1:])
         if packet[:1] == b".":
             request: dict[str, Any] = loads(b"".join(parts))

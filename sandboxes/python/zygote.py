@@ -8,8 +8,6 @@ thread, never runs any of the code, and ends, with all its episodes, when the ho
 from __future__ import annotations
 
 import contextlib
-import gc
-import importlib
 import json
 import os
 import resource
@@ -30,6 +28,7 @@ from sandboxes.python.libraries import is_below, readable_paths, steps_to_mirror
 from sandboxes.python.probe import NoTrial, Probe
 from sandboxes.python.processes import ProcessTree
 from sandboxes.python.syscall_filter import compile_filter
+from sandboxes.python.warming import WarmingFault, freeze, warm_up
 
 SECOND_START = "SANDBOX_SECOND_START"
 ENDING_SECONDS = 8.0
@@ -53,18 +52,12 @@ class Zygote:
         self._plan = Plan()
         self._home = Home(folder, (), (), b"")
 
-    def start(self, preload: list[str], isolation: str) -> dict[str, Any]:
+    def start(self, preload: list[str] | None, isolation: str) -> dict[str, Any]:
         """Gets warm and finds the plan; returns what the host is told."""
-        for name in preload:
-            try:
-                importlib.import_module(name)
-            except ImportError as problem:
-                return {"fault": f"cannot preload {name!r}: {problem}: install it, or leave it out of preload"}
-        if "numpy" in sys.modules:
-            importlib.import_module("numpy.random")  # numpy loads it late, and every worker seeds it
-        threads = len(os.listdir("/proc/self/task"))
-        if threads > 1:
-            return {"fault": f"preloading {', '.join(preload)} started {threads - 1} threads, which a fork would lose"}
+        try:
+            warm_up(preload)
+        except WarmingFault as problem:
+            return {"fault": str(problem)}
         readable = readable_paths()
         sys.path[:] = ["", *(path for path in sys.path if path and is_below(path, readable))]
         missing: tuple[str, ...] = ()
@@ -74,8 +67,7 @@ class Zygote:
         except OSError as problem:
             missing = (f"seccomp ({problem})",)
         self._home = Home(self._folder, readable, steps_to_mirror(readable), syscall_filter)
-        gc.collect()
-        gc.freeze()
+        freeze()
         if isolation == "auto":
             try:
                 self._plan, refused = Probe(self._home, (self._host.fileno(), self._proc)).strongest()
@@ -116,7 +108,7 @@ class Zygote:
     def _open(self, request: dict[str, Any], connection: int, to_close: tuple[int, ...]) -> None:
         try:
             limits = Limits(**request["limits"])
-            self._episodes.add(fork_episode(self._plan, limits, request["seed"], self._home, connection, to_close))
+            self._episodes.add(fork_episode(self._plan, limits, self._home, connection, to_close))
         except OSError as problem:
             with contextlib.suppress(ChannelClosed):
                 FrameChannel(connection, connection).send({"fault": f"no process could be started: {problem.strerror}"})

@@ -187,10 +187,100 @@ def test_a_fork_of_a_live_episode_has_its_variables_and_its_randomness():
     env.close()
 
 
-def test_a_call_that_differs_when_it_runs_again_cannot_be_forked():
-    env = gym.make("agent_envs/MathTool-v0")
+def test_a_fork_has_what_no_second_run_could_have():
+    env = gym.make("agent_envs/MathTool-v0", max_turns=10)
+    env.reset(seed=0)
+    env.step("<python>import os; x = os.urandom(8).hex(); f = open('f', 'w+'); _ = f.write(x)</python>")
+    env.step("<python>count = iter(range(9)); next(count)</python>")
+    twin = copy.deepcopy(env)
+    for action in ("<python>x</python>", "<python>next(count)</python>", "<python>f.seek(2); f.read()</python>"):
+        assert twin.step(action) == env.step(action)
+    env.close()
+    assert twin.step("<python>next(count)</python>")[0] == "2"
+    assert twin.reset(seed=1) == env.reset(seed=1)
+    assert "NameError" in twin.step("<python>x</python>")[0]
+    twin.close()
+    env.close()
+
+
+def test_what_cannot_be_copied_is_named_and_the_episode_goes_on():
+    env = gym.make("agent_envs/MathTool-v0", max_turns=10)
+    env.reset(seed=0)
+    env.step("<python>import threading, time; threading.Thread(target=time.sleep, args=(99,), daemon=True).start()</python>")
+    with pytest.raises(agent_envs.ForkError, match=r"2 threads are running.*fidelity='replay'"):
+        copy.deepcopy(env)
+    assert env.step("<python>6 * 7</python>")[0] == "42"
+    env.close()
+
+
+def test_replay_copies_what_cannot_be_forked():
+    env = gym.make("agent_envs/MathTool-v0", max_turns=10, python={"fidelity": "replay"})
+    env.reset(seed=0)
+    env.step("<python>import threading, time; threading.Thread(target=time.sleep, args=(99,), daemon=True).start()</python>")
+    env.step("<python>import random; x = random.random()</python>")
+    twin = copy.deepcopy(env)
+    assert twin.step("<python>x</python>") == env.step("<python>x</python>")
+    twin.close()
+    env.close()
+
+
+def test_a_call_that_differs_when_it_runs_again_cannot_be_replayed():
+    env = gym.make("agent_envs/MathTool-v0", python={"fidelity": "replay"})
     env.reset(seed=0)
     env.step("<python>import os; print(os.urandom(8).hex())</python>")
     with pytest.raises(agent_envs.ForkError, match="tool 'python' gave another result when call 1"):
         copy.deepcopy(env)
+    env.close()
+
+
+def test_without_state_each_call_is_a_program_of_its_own():
+    def episode():
+        tool = PythonTool(stateful=False)
+        tool.reset(TASK, np.random.default_rng(0))
+        draws = [tool.run(code="import random; random.random()").text for _ in range(2)]
+        twin = tool.fork()
+        draws.append(tool.run(code="import random; x = 1; random.random()").text)
+        assert twin.run(code="import random; random.random()").text == draws[-1]
+        assert "NameError" in tool.run(code="x").text
+        tool.close()
+        twin.close()
+        return draws
+
+    first = episode()
+    assert len(set(first)) == 3
+    assert episode() == first
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("object()", "<object object at 0x...>"),
+        ("lambda: 0", "<function <lambda> at 0x...>"),
+        ("print([print, len], object)", "[<built-in function print>, <built-in function len>] <class 'object'>"),
+        ("hex(2**40), 'look at 0x10'", "('0x10000000000', 'look at 0x10')"),
+    ],
+)
+def test_addresses_are_masked(python, code, text):
+    assert python.run(code=code).text == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backend": "cloud"}, "backend must be 'auto', 'local' or 'docker', found 'cloud'"),
+        ({"fidelity": "rough"}, "fidelity must be 'exact' or 'replay', found 'rough'"),
+        ({"limits": {"memory": 1}}, "limits takes the fields of"),
+        ({"limits": {"memory_bytes": 1}}, "Limits.memory_bytes must be"),
+        ({"options": {"seed": 1}}, r"found \['seed'\]"),
+    ],
+)
+def test_arguments_that_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PythonTool(**arguments)
+
+
+def test_limits_may_be_plain_data():
+    env = gym.make("agent_envs/MathTool-v0", python={"limits": {"output_bytes": 5}})
+    env.reset(seed=0)
+    assert env.step("<python>print('x' * 9)</python>")[0] == "xxxxx\n[the rest of the output was left out]"
     env.close()

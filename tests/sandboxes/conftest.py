@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 from driver import PLAIN_USER, HostProcess, python_is_closed
+
+from sandboxes.python import Interpreter, open_interpreter
 
 
 @dataclass(frozen=True)
@@ -82,3 +85,11 @@ def listening(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamesp
             server.listen()
         os.chmod(path, 0o777)
         yield SimpleNamespace(port=tcp.getsockname()[1], abstract=abstract, path=path)
+
+
+@pytest.fixture(params=["local", pytest.param("docker", marks=pytest.mark.docker)])
+def open_one(request: pytest.FixtureRequest) -> Callable[..., Interpreter]:
+    """Opens an interpreter of each backend in turn."""
+    if request.param == "docker":
+        pytest.skip("not yet")
+    return functools.partial(open_interpreter, request.param)

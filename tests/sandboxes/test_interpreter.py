@@ -267,3 +267,9 @@ def test_calls_are_an_exec_in_one_namespace(shared_python: Interpreter, calls: l
         assert last in done.error
         if "object at 0x" not in output.getvalue() and "function" not in output.getvalue():
             assert done.stdout == output.getvalue()
+
+
+def test_files_move_between_folders(python: Interpreter) -> None:
+    move = "import os\nos.mkdir('a'); os.mkdir('b'); open('a/f', 'w').close(); os.rename('a/f', 'b/g'); os.link('b/g', 'h')"
+    assert python.run(move).error == ""
+    assert python.run("print(os.listdir('b'), os.stat('h').st_nlink)").stdout == "['g'] 2\n"
