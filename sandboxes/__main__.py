@@ -42,8 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--tag", default=DEFAULT_IMAGE, help="name of the new image (%(default)s)")
     kind = build.add_mutually_exclusive_group()
     kind.add_argument("--base", metavar="IMAGE", help="image to build on, with python3 and pip")
-    kind.add_argument("--debian", metavar="RELEASE", help="build it from Debian packages instead, where there is no registry")
-    build.add_argument("--mirror", metavar="URL", help="with --debian: where the packages come from (where apt takes them from)")
+    kind.add_argument(
+        "--debian", metavar="RELEASE", help="build it from Debian packages instead, where there is no registry"
+    )
+    build.add_argument(
+        "--mirror", metavar="URL", help="with --debian: where the packages come from (where apt takes them from)"
+    )
     build.add_argument(
         "--package",
         action="append",

@@ -179,7 +179,9 @@ def _read_limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
     try:
         return Limits(**limits)
     except TypeError as problem:
-        raise ValueError(f"limits takes the fields of sandboxes.python.Limits, found {dict(limits)!r}: {problem}") from problem
+        raise ValueError(
+            f"limits takes the fields of sandboxes.python.Limits, found {dict(limits)!r}: {problem}"
+        ) from problem
 
 
 def _read_options(options: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -90,6 +90,10 @@ async def open_async(
     isolation: Literal["auto", "none"] = "auto",
     limits: Limits | None = None,
     preload: Sequence[str] | None = None,
+    image: str | None = None,
+    runtime: str | None = None,
+    cpus: float = 1.0,
+    reuse: int = 50,
     warm: int = 0,
     seed: int = 0,
 ) -> AsyncInterpreter:
@@ -98,7 +102,19 @@ async def open_async(
     Returns:
         The interpreter; close it, or use it with ``async with``.
     """
-    opens = partial(open_interpreter, backend, isolation=isolation, limits=limits, preload=preload, warm=warm, seed=seed)
+    opens = partial(
+        open_interpreter,
+        backend,
+        isolation=isolation,
+        limits=limits,
+        preload=preload,
+        image=image,
+        runtime=runtime,
+        cpus=cpus,
+        reuse=reuse,
+        warm=warm,
+        seed=seed,
+    )
     return AsyncInterpreter(await _in_thread(opens, discard=_close))
 
 

@@ -1,49 +1,52 @@
 """The first lines that run in a container: they take in the rest of the program from standard input, and start it.
 
-Nothing of this package has to be in the image, and no file is written. The text of this module is given to ``python3 -c``, so
-it must be legible to older versions of Python too, of which it says that they are too old. Standard library only.
+Nothing of this package has to be in the image, and no file is written. The text of this module is given to ``python3 -c``,
+so it must be legible to older versions of Python too, of which it says that they are too old. Standard library only.
 """
 
+import importlib.abc
 import importlib.machinery
 import json
 import os
 import struct
 import sys
+import types
+from typing import Any
 
 OLDEST = (3, 11)
 
 
-class Program:
+class Program(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports modules from their source text, which tracebacks then show.
 
     Args:
         sources: Text of each module by its name; None stands for a package.
     """
 
-    def __init__(self, sources):  # type: ignore[no-untyped-def]
+    def __init__(self, sources: "dict[str, str | None]") -> None:
         self._sources = sources
 
-    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> "importlib.machinery.ModuleSpec | None":
         """Knows the modules of the program, and no other."""
         if name not in self._sources:
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=self._sources[name] is None)
 
-    def create_module(self, spec):  # type: ignore[no-untyped-def]
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
         """Leaves it to the import system."""
 
-    def exec_module(self, module):  # type: ignore[no-untyped-def]
+    def exec_module(self, module: types.ModuleType) -> None:
         """Runs a module's text in it."""
         source = self._sources[module.__name__]
         if source is not None:
             exec(compile(source, module.__name__.replace(".", "/") + ".py", "exec", dont_inherit=True), module.__dict__)
 
-    def get_source(self, name):  # type: ignore[no-untyped-def]
+    def get_source(self, name: str) -> "str | None":
         """A module's text, for tracebacks."""
         return self._sources[name]
 
 
-def read_exactly(count):  # type: ignore[no-untyped-def]
+def read_exactly(count: int) -> bytes:
     """So many bytes from standard input; ends this process where there are no more."""
     parts = []
     while count:
@@ -55,12 +58,12 @@ def read_exactly(count):  # type: ignore[no-untyped-def]
     return b"".join(parts)
 
 
-def main():  # type: ignore[no-untyped-def]
+def main() -> None:
     """Takes in the program and runs its main module."""
     sys.path[:] = [entry for entry in sys.path if entry]
     if sys.version_info < OLDEST:
-        found = (*sys.version_info[:2], *OLDEST)
-        answer = {"fault": "the image's python3 is version %d.%d, and %d.%d is the oldest that will do" % found}
+        found, oldest = (".".join(str(number) for number in version[:2]) for version in (sys.version_info, OLDEST))
+        answer = {"fault": f"the image's python3 is version {found}, and {oldest} is the oldest that will do"}
         body = json.dumps(answer).encode("ascii")
         os.write(1, struct.pack("!I", len(body)) + body)
         os._exit(1)

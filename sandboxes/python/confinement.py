@@ -125,7 +125,9 @@ class Walls(Enclosure):
         folders = folder_names(limits.branches)
         if not self._in_memory:
             folders = [self._top + folder for folder in folders]
-        super().__init__(limits, proc, folders, _unused_user(proc) if plan.own_user else None)
+        user = _unused_user(proc) if plan.own_user else None
+        supervisors = 0 if plan.own_user else 1  # in a user namespace, the supervisor counts too
+        super().__init__(limits, proc, folders, user, supervisors if plan.process_limit else None)
         self._plan = plan
         self._home = home
         self._rules: Any = None
@@ -167,11 +169,6 @@ class Walls(Enclosure):
     def _shut_in(self) -> None:
         if self._plan == Plan():
             return
-        if self._plan.process_limit:
-            # In a user namespace the supervisor counts too; with a user of its own only the workers do. All branches count
-            # together, so an interpreter that is copied may have more, up to the hard limit.
-            supervisor = 0 if self._plan.own_user else 1
-            limit("RLIMIT_NPROC", self.limits.processes + supervisor, self.limits.processes * self.limits.branches + supervisor)
         kernel.set_inspectable(False)
         kernel.forbid_new_privileges()
         kernel.keep_capabilities(())

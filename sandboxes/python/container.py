@@ -1,7 +1,7 @@
 """The first process of a container: makes sure of the walls that the engine put up, gets warm, and is the supervisor.
 
-Its options come from `docker`. It keeps three capabilities, to become the worker's user in forks of its own and to end
-them; whatever else it may not do it cannot get back. Its standard streams are the connection to the host and a place for last
+Its options come from `docker`. It keeps three capabilities, to become the worker's user in forks of its own and to end them;
+whatever else it may not do it cannot get back. Its standard streams are the connection to the host, and a place for last
 words. Runs inside; standard library only.
 """
 
@@ -51,7 +51,7 @@ class ContainerWalls(Enclosure):
     """
 
     def __init__(self, limits: Limits, proc: int, folders: Sequence[str], user: int, syscall_filter: bytes) -> None:
-        super().__init__(limits, proc, folders, user)
+        super().__init__(limits, proc, folders, user, counted=0)
         self._user = user
         self._filter = syscall_filter
 
@@ -68,6 +68,7 @@ class ContainerWalls(Enclosure):
             (status.get("NoNewPrivs", "1").strip() != "1", "no new privileges"),
             (devices - {"lo"}, "no network"),
             (_can_write("/"), "a read-only root"),
+            (self._unfit_folders(), "empty work folders of their own for the code (has the image a folder of that name?)"),
             (open_places, f"no place to write to but the work folders (found {', '.join(open_places)})"),
         ):
             if found:
@@ -85,11 +86,18 @@ class ContainerWalls(Enclosure):
         return " and ".join(words for words in found if words)
 
     def _shut_in(self) -> None:
+        os.nice(19)  # within the container, so that a thousand processes of the code leave the supervisor its share
         kernel.set_inspectable(False)
         kernel.forbid_new_privileges()
         kernel.keep_capabilities(())
         if self._filter:
             kernel.load_filter(self._filter)
+
+    def _unfit_folders(self) -> bool:
+        try:
+            return any(os.stat(folder).st_uid != self._user or os.listdir(folder) for folder in self.folders)
+        except OSError:
+            return True
 
     def _open_places(self) -> list[str]:
         """Folders that a worker could write to, besides those that are emptied or looked at after each family."""

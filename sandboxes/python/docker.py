@@ -1,15 +1,14 @@
 """The docker backend: interpreters in containers, each of which serves one family of forks at a time.
 
 `container_configuration` is the one place that says how a container is shut in. A container runs `container` as its first
-process and needs nothing but a ``python3`` from its image: the program comes in over the connection that it serves. When that
-connection ends, for whatever reason, the container ends and the engine removes it; `close` makes certain of that, and what a
-killed process leaves is the business of the `reaper`.
+process and needs nothing but a ``python3`` from its image: the program comes in over the connection that it serves. When
+that connection ends, for whatever reason, the container ends and the engine removes it; `close` makes certain of that, and
+what a killed process leaves is the business of the `reaper`.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import logging
 import math
 import os
@@ -64,8 +63,8 @@ class ContainerSettings:
         runtime: What runs the container: None for the engine's default, or a runtime that it has been told of (``"runsc"``).
         cpus: Processors that a container may use, of the engine's.
         reuse: Families that a container may serve in sequence; 1 for never again.
-        time_to_live: Seconds after which anybody's reaper may remove a container whose owner it cannot ask, because that runs
-            on another machine.
+        time_to_live: Seconds after which anybody's reaper may remove a container of whose owner it cannot tell whether it
+            still lives, since that runs on another machine.
 
     Raises:
         ValueError: A setting is out of range.
@@ -222,7 +221,7 @@ class DockerEngine:
         configuration = container_configuration(self._image, self.settings, limits, user, self._variables)
         link = self._launch(configuration)
         try:
-            link.send(first_message("sandboxes.python.container", options))
+            link.send(first_message(options))
             return Family(link, limits, self.settings.reuse)
         except BaseException:
             link.close()
@@ -293,7 +292,9 @@ class DockerEngine:
         volumes = (image["Config"] or {}).get("Volumes")
         if volumes:
             places = ", ".join(volumes)
-            raise SandboxFault(f"the image {settings.image} declares volumes ({places}), which code could write to: use another one")
+            raise SandboxFault(
+                f"the image {settings.image} declares volumes ({places}), which code could write to: use another"
+            )
         if settings.runtime is not None and settings.runtime not in about["Runtimes"]:
             known = ", ".join(sorted(about["Runtimes"]))
             raise SandboxFault(
@@ -302,8 +303,8 @@ class DockerEngine:
             )
         if not about.get("MemoryLimit", True) or not about.get("PidsLimit", True):
             raise SandboxFault(
-                f"the Docker engine at {self._client.address} cannot limit a container's memory and processes: its kernel or its "
-                "user lacks the cgroup controllers memory and pids"
+                f"the Docker engine at {self._client.address} cannot limit a container's memory and processes: "
+                "its kernel or its user lacks the cgroup controllers memory and pids"
             )
 
     def _walls(self, image: dict[str, Any], about: dict[str, Any]) -> tuple[bytes, Protection]:

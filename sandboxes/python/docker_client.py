@@ -1,8 +1,8 @@
 """The Docker engine as this process talks to it: connections for many threads, one clear line for whatever goes wrong.
 
-Which engine that is, the usual environment variables say (``DOCKER_HOST``, ``DOCKER_TLS_VERIFY``, ``DOCKER_CERT_PATH``), else
-it is the one of this machine. A client of the ``docker`` package serves one thread at a time, so clients are lent and come
-back; there are never more of them than threads that talked to the engine at once.
+Which engine that is, the usual environment variables say (``DOCKER_HOST``, ``DOCKER_TLS_VERIFY``, ``DOCKER_CERT_PATH``),
+else it is the one of this machine. A client of the ``docker`` package serves one thread at a time, so clients are lent and
+come back; there are never more of them than threads that talked to the engine at once.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ class DockerClient:
     def refusal(self, doing: str, problem: Any) -> SandboxFault:
         """The fault that says what the engine would not do."""
         words = " ".join(str(problem.explanation or problem).split())
-        return SandboxFault(f"the Docker engine at {self.address} did not {doing}: {words}", retryable=problem.is_server_error())
+        return SandboxFault(
+            f"the Docker engine at {self.address} did not {doing}: {words}", retryable=problem.is_server_error()
+        )
 
     def check(self) -> None:
         """Asks the engine for a sign of life, at most once a second for all threads together.
@@ -153,7 +155,8 @@ def _unreachable(address: str, problem: BaseException) -> SandboxFault:
     late = late and not any(isinstance(reason, NewConnectionError) for reason in chain)  # which passes for a time-out too
     words = "it gave no answer in time" if late else " ".join(str(chain[-1]).split())
     return SandboxFault(
-        f"the Docker engine at {address} cannot be reached: {words}: start it, or name another one with DOCKER_HOST", retryable=True
+        f"the Docker engine at {address} cannot be reached: {words}: start it, or name another one with DOCKER_HOST",
+        retryable=True,
     )
 
 

@@ -171,11 +171,13 @@ class DockerLink:
         ended, out_of_memory, from_outside = self._end()
         if from_outside:
             raise SandboxFault(
-                "the interpreter's container was ended from outside, or its engine is being stopped: open another interpreter",
+                "the interpreter's container was ended from outside, or its engine is being stopped: open another one",
                 retryable=True,
             )
         if ended == HUNG_UP:
-            raise SandboxFault("the connection to the interpreter's container was cut: open another interpreter", retryable=True)
+            raise SandboxFault(
+                "the connection to the interpreter's container was cut: open another interpreter", retryable=True
+            )
         words = self._decoder.last_words.decode("utf-8", "replace").strip()
         said = f": {words}" if words else ""
         if out_of_memory:

@@ -36,13 +36,18 @@ class Enclosure:
         proc: File descriptor of a /proc directory that shows this process.
         folders: A work folder for each slot; the worker's own, and the supervisor's group may look into it.
         user: User and group id of the workers; None for the supervisor's own.
+        counted: How many processes the kernel counts for the user besides the workers', if it can be had to bound them; None
+            where it counts those of others too.
     """
 
-    def __init__(self, limits: Limits, proc: int, folders: Sequence[str], user: int | None) -> None:
+    def __init__(
+        self, limits: Limits, proc: int, folders: Sequence[str], user: int | None, counted: int | None = None
+    ) -> None:
         self.limits = limits
         self.folders = tuple(folders)
         self.user = user
         self._proc = proc
+        self._counted = counted
 
     def confine(self, slot: int) -> None:
         """Shuts the calling process, a fresh worker, in. Each step takes away what the ones before it needed."""
@@ -56,6 +61,10 @@ class Enclosure:
         limit("RLIMIT_FSIZE", self.limits.file_bytes)
         limit("RLIMIT_CORE", 0)
         limit("RLIMIT_MSGQUEUE", 0)
+        if self._counted is not None:
+            # All branches count together, so an interpreter that is copied may have more, up to the hard limit.
+            most, others = self.limits.processes, self._counted
+            limit("RLIMIT_NPROC", most + others, most * self.limits.branches + others)
         self._become_worker()
         os.chdir(folder)
         os.environ.update(HOME=folder, TMPDIR=folder, PWD=folder)

@@ -91,6 +91,7 @@ class Family:
         except BaseException:
             self.close()
             raise
+        self._waiting.discard(_SUPERVISOR)
         if "fault" in hello:
             self.close()
             raise SandboxFault(f"an interpreter could not be started: {hello['fault']}", retryable=True)
@@ -122,7 +123,9 @@ class Family:
         with self._state:
             self._notice_the_end()
             if self._why_dead is not None:
-                raise SandboxFault(f"the interpreter's engine is gone ({self._why_dead}): reset the interpreter", retryable=True)
+                raise SandboxFault(
+                    f"the interpreter's engine is gone ({self._why_dead}): reset the interpreter", retryable=True
+                )
             self._waiting.add(branch)
         try:
             self._send({"branch": branch, **request})
@@ -189,7 +192,9 @@ class Family:
                 self._link.send(encode(message))
         except ChannelClosed as problem:
             with self._state:
-                self._die(SandboxFault(f"the interpreter's engine is gone ({problem}): reset the interpreter", retryable=True))
+                self._die(
+                    SandboxFault(f"the interpreter's engine is gone ({problem}): reset the interpreter", retryable=True)
+                )
                 raise self._cause() from problem
 
     def _await(self, branch: int, seconds: float) -> dict[str, Any]:
@@ -239,7 +244,7 @@ class Family:
             self._die(SandboxFault(f"the interpreter's engine failed: {nonsense}", retryable=True))
             return
         for message in messages:
-            if "branch" not in message and "fault" in message and _SUPERVISOR not in self._waiting:
+            if "fault" in message and _SUPERVISOR not in self._waiting:
                 self._die(SandboxFault(f"the interpreter's engine failed: {message['fault']}", retryable=True))
                 continue
             branch = message.get("branch", _SUPERVISOR)

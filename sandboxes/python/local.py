@@ -15,13 +15,10 @@ import threading
 from dataclasses import asdict
 from typing import Any, Literal
 
-from sandboxes import shared
 from sandboxes.faults import SandboxFault
 from sandboxes.python.family import Family
 from sandboxes.python.frames import ChannelClosed
 from sandboxes.python.interpreter import Limits, Protection
-from sandboxes.python.reaper import folder_name
-from sandboxes.python.owners import owner
 from sandboxes.python.warming import environment
 
 logger = logging.getLogger(__name__)
@@ -32,8 +29,6 @@ START_SECONDS = 120.0
 """How long the warm process may take to import its packages and try the walls, on a machine that is very busy."""
 ENDING_SECONDS = 15.0
 DYING_SECONDS = 0.5
-ZYGOTES = 3
-"""How many dead warm processes in a row are replaced before that counts as hopeless."""
 
 _BOOT = "import sys; sys.path[:] = sys.argv[2:]; from sandboxes.python.zygote import main; main(int(sys.argv[1]))"
 
@@ -51,7 +46,7 @@ class Zygote:
 
     def __init__(self, preload: tuple[str, ...] | None, isolation: Isolation) -> None:
         if not sys.platform.startswith("linux"):
-            raise SandboxFault(f"the local interpreter needs Linux, found {sys.platform}: run it in a Linux container")
+            raise SandboxFault(f"the local interpreter needs Linux, found {sys.platform}: take backend='docker'")
         self._lock = threading.Lock()
         self._folder = ""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -181,36 +176,6 @@ class LocalLink:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-
-
-class LocalLauncher:
-    """Starts families on this machine, from a warm process that all launchers with the same arguments share.
-
-    Args:
-        preload: What it imports once.
-        isolation: ``"auto"`` or ``"none"``.
-    """
-
-    def __init__(self, preload: tuple[str, ...] | None, isolation: Isolation) -> None:
-        self._preload = preload
-        self._isolation: Isolation = isolation
-
-    def start(self, limits: Limits) -> Family:
-        """Starts a family; one that may be renewed any number of times.
-
-        Raises:
-            SandboxFault: It could not be started here.
-        """
-        for _ in range(ZYGOTES):
-            key = ("sandboxes.python.local", self._preload, self._isolation)
-            lease = shared.acquire(key, lambda: Zygote(self._preload, self._isolation), linger=True)
-            try:
-                return lease.engine.open(limits)
-            except ChannelClosed as problem:
-                reason = problem  # the next lease is of a new warm process, since this one is seen to be dead
-            finally:
-                lease.close()
-        raise SandboxFault(f"the warm interpreter process keeps dying: {reason}", retryable=True)
 
 
 def _import_path() -> list[str]:

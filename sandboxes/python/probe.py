@@ -142,7 +142,9 @@ class Probe:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             try:
-                fork_episode(plan, Limits(processes=2, branches=1), self._home, theirs.fileno(), (ours.fileno(), *self._to_close))
+                fork_episode(
+                    plan, Limits(processes=2, branches=1), self._home, theirs.fileno(), (ours.fileno(), *self._to_close)
+                )
             except OSError as problem:
                 raise NoTrial(problem.strerror) from problem
             theirs.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 from collections.abc import Mapping
 from importlib.abc import InspectLoader
@@ -10,58 +9,33 @@ from typing import Any
 
 from sandboxes.python.frames import encode
 
-_BOOT = "sandboxes.python.boot"
+PACKAGES = ("sandboxes", "sandboxes.python")
+"""Empty in there: their own text would bring in what runs on this side."""
+MAIN = "sandboxes.python.container"
+MODULES = (
+    *("branch", "container", "copying", "enclosure", "folders", "frames", "handle", "interpreter", "kernel"),
+    *("processes", "seeding", "supervisor", "warming", "worker"),
+)
+"""`container`, and all of this package that it needs. A list, since reading it off the sources is not safe in threads."""
 
 
 def boot_text() -> str:
     """What a container's ``python3 -c`` is given."""
-    return _source(_BOOT)
+    return _source("sandboxes.python.boot")
 
 
-def sources_of(main: str) -> dict[str, str | None]:
-    """The text of a module of this package and of all others that it needs, by name; None stands for a package."""
-    found: dict[str, str | None] = {}
-    pending = [main]
-    while pending:
-        name = pending.pop()
-        if name in found:
-            continue
-        package = name.rpartition(".")[0]
-        if package:
-            # Packages are empty in there: their own text would bring in what runs on this side.
-            found.setdefault(package, None)
-            found.setdefault(package.partition(".")[0], None)
-        found[name] = _source(name)
-        for node in ast.walk(ast.parse(found[name] or "")):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module is not None:
-                # `from package import module` names a module, `from module import name` does not.
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            else:
-                continue
-            pending += [name for name in names if name.startswith("sandboxes.") and _is_module(name)]
-    return found
+def sources() -> dict[str, str | None]:
+    """The text of each module by its name; None stands for a package.
 
-
-def first_message(main: str, options: Mapping[str, Any]) -> bytes:
-    """The message that `boot` waits for.
-
-    Args:
-        main: The module whose ``main`` is to run, with ``options``.
-        options: Anything that is JSON.
+    Raises:
+        FileNotFoundError: This package was installed without it.
     """
-    return encode({"sources": sources_of(main), "main": main, "options": options})
+    return {**dict.fromkeys(PACKAGES), **{name: _source(name) for name in (f"sandboxes.python.{last}" for last in MODULES)}}
 
 
-def _is_module(name: str) -> bool:
-    """Whether it is a module's name, and no package's or class's."""
-    package = name.rpartition(".")[0]
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.submodule_search_locations is None:
-        return False
-    spec = importlib.util.find_spec(name)
-    return spec is not None and spec.submodule_search_locations is None
+def first_message(options: Mapping[str, Any]) -> bytes:
+    """The message that `boot` waits for: the program, and the ``options`` of its ``main``, which are JSON."""
+    return encode({"sources": sources(), "main": MAIN, "options": options})
 
 
 def _source(name: str) -> str:
@@ -70,4 +44,3 @@ def _source(name: str) -> str:
     if source is None:
         raise FileNotFoundError(f"expected the source text of {name} in the installed package, found none: install it again")
     return source
-

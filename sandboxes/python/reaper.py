@@ -17,7 +17,6 @@ import threading
 import time
 
 import docker  # type: ignore[import-untyped]
-
 from sandboxes.faults import SandboxFault
 from sandboxes.python.docker_client import DockerClient
 from sandboxes.python.folders import remove_folder

@@ -534,7 +534,13 @@ class Supervisor:
         self._end_these(lambda: [process for process in self._tree.below() if self._tree.mark_of(process) == copy.number])
 
     def _end_these(self, members: Callable[[], list[Process]]) -> None:
-        if not self._tree.end(members, self._reap, ENDING_SECONDS):
+        ended = self._tree.end(members, self._reap, ENDING_SECONDS)
+        waiting = {branch.worker.id for branch in self._branches.values() if branch.activity is None}
+        for process in self._tree.below() if os.getpid() == 1 else ():
+            if process.id not in waiting:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.id, signal.SIGCONT)
+        if not ended:
             raise SupervisorFault(_NOT_ENDED)
 
     def _end_everything(self) -> None:

@@ -42,7 +42,9 @@ class Undertaker:
         with self._lock:
             self._waiting.append(container)
             if self._thread is None and not self._alone:
-                self._thread = threading.Thread(target=self._work, args=(REMOVAL_SECONDS,), name="sandbox-undertaker", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._work, args=(REMOVAL_SECONDS,), name="sandbox-undertaker", daemon=True
+                )
                 self._thread.start()
 
     def work_alone(self) -> None:

@@ -34,7 +34,10 @@ def says(python: Interpreter, code: str, timeout: float = 10.0) -> str:
 
 SETUPS = {
     "variables": ("x = [1, {'a': (2, 3)}]; y = x", "x[0] += 1; x is y, x"),
-    "closures": ("def count():\n    n = 0\n    def up():\n        nonlocal n; n += 1; return n\n    return up\nc = count(); c()", "c()"),
+    "closures": (
+        "def count():\n    n = 0\n    def up():\n        nonlocal n; n += 1; return n\n    return up\nc = count(); c()",
+        "c()",
+    ),
     "generators": ("g = (n * n for n in range(9)); next(g); next(g)", "next(g)"),
     "modules": ("import fractions as f; f.extra = 7", "f.extra, f.Fraction(1, 3) + 1"),
     "classes": ("class P:\n    count = 0\n    def __init__(self): P.count += 1\np = P()", "P(); P.count, type(p) is P"),
@@ -82,11 +85,20 @@ SETUPS = {
         "g = open('g', 'wb'); g.truncate(60_000_000); g.close()",
         "os.stat('f').st_size, os.stat('g').st_size, os.stat('f').st_blocks < 100, open('f', 'rb').read()[-4:]",
     ),
-    "the current folder": ("import os; os.makedirs('a/b'); os.chdir('a/b'); open('f', 'w').close()", "os.listdir('.'), os.listdir('../..')"),
-    "an open folder": ("import os; os.mkdir('d'); fd = os.open('d', os.O_RDONLY)", "open('d/x', 'w').close(); os.listdir(fd)"),
+    "the current folder": (
+        "import os; os.makedirs('a/b'); os.chdir('a/b'); open('f', 'w').close()",
+        "os.listdir('.'), os.listdir('../..')",
+    ),
+    "an open folder": (
+        "import os; os.mkdir('d'); fd = os.open('d', os.O_RDONLY)",
+        "open('d/x', 'w').close(); os.listdir(fd)",
+    ),
     "streams": ("import sys; sys.stdout = sys.stderr; class_ = type(sys.stdin).__name__", "print('on', file=sys.stdout)"),
     "limits of its own making": ("import sys; sys.setrecursionlimit(500)", "sys.getrecursionlimit()"),
-    "cell numbers": ("def f(): raise ValueError('x')", "import traceback\ntry: f()\nexcept ValueError: print(traceback.format_exc())"),
+    "cell numbers": (
+        "def f(): raise ValueError('x')",
+        "import traceback\ntry: f()\nexcept ValueError: print(traceback.format_exc())",
+    ),
 }
 
 
@@ -106,7 +118,10 @@ def test_a_copy_has(python: Interpreter, open_one: Open, name: str) -> None:
 def test_a_copy_shares_nothing(python: Interpreter) -> None:
     says(python, "import os; x = [1]; _ = open('f', 'w').write('mine'); r = open('f')")
     with python.fork() as twin:
-        says(twin, "x.append(2); _ = open('f', 'w').write('theirs'); os.mkdir('d'); os.environ['E'] = '1'; os.chdir('d'); os.remove('../f')")
+        says(
+            twin,
+            "x.append(2); _ = open('f', 'w').write('theirs'); os.mkdir('d'); os.environ['E'] = '1'; os.chdir('d'); os.remove('../f')",
+        )
         says(twin, "r.seek(0, 2)")
         assert says(python, "x, r.read(), os.listdir('.'), 'E' in os.environ") == "([1], 'mine', ['f'], False)\n"
         says(python, "x.append(3); os.remove('f')")
@@ -238,7 +253,11 @@ OBSTACLES = {
         "more than 100 folders deep",
         "for _ in range(120): os.chdir('..'); os.rmdir('d')",
     ),
-    "a deleted current folder": ("import os; os.mkdir('d'); os.chdir('d'); os.rmdir('../d')", "No such file", "os.chdir(os.environ['HOME'])"),
+    "a deleted current folder": (
+        "import os; os.mkdir('d'); os.chdir('d'); os.rmdir('../d')",
+        "No such file",
+        "os.chdir(os.environ['HOME'])",
+    ),
 }
 
 
@@ -283,7 +302,9 @@ def test_no_more_branches_than_there_may_be(open_one: Open) -> None:
 
 def test_files_that_do_not_fit_are_refused(open_one: Open) -> None:
     with open_one(limits=Limits(file_bytes=2**20)) as python:
-        says(python, "import os; f = open('f', 'wb'); f.write(bytes(900_000)); f.flush(); g = open('f', 'rb'); os.remove('f')")
+        says(
+            python, "import os; f = open('f', 'wb'); f.write(bytes(900_000)); f.flush(); g = open('f', 'rb'); os.remove('f')"
+        )
         with python.fork() as twin:
             assert says(twin, "len(g.read())") == "900000\n"
 
@@ -314,7 +335,11 @@ MISFORTUNES = {
     "a fork bomb": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", 1.0, "killed timeout"),
     "kill everybody": ("import os; os.kill(0, 9)", 5.0, "killed error"),
     "a full disk": ("with open('big', 'wb') as f:\n    while True: f.write(bytes(10**6))", 20.0, "error killed"),
-    "a daemon": ("import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork(): os._exit(0)\n    time.sleep(60)", 5.0, "ok"),
+    "a daemon": (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork(): os._exit(0)\n    time.sleep(60)",
+        5.0,
+        "ok",
+    ),
     "a disguised daemon": (
         "import os, resource, time\nif os.fork() == 0:\n    os.setsid()\n    resource.setrlimit(10, (77, 77))\n"
         "    if os.fork(): os._exit(0)\n    time.sleep(60)",
@@ -329,7 +354,9 @@ def test_a_branch_is_not_hurt_by_its_sibling(python: Interpreter, name: str) -> 
     code, timeout, statuses = MISFORTUNES[name]
     says(python, "x = 6; _ = open('f', 'w').write('kept')")
     with python.fork() as twin, python.fork() as third:
-        working = "import time\nuntil = time.monotonic() + 1.5\nn = 0\nwhile time.monotonic() < until: n += 1; time.sleep(0.01)\nx"
+        working = (
+            "import time\nuntil = time.monotonic() + 1.5\nn = 0\nwhile time.monotonic() < until: n += 1; time.sleep(0.01)\nx"
+        )
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             meanwhile = pool.submit(says, third, working)
             done = twin.run(code, timeout=timeout)

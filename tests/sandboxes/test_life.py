@@ -92,9 +92,7 @@ def test_the_zygote_may_die() -> None:
 def supervisors() -> set[str]:
     """Process ids of what the zygotes have forked."""
     return {
-        child
-        for zygote in warm_processes()
-        for child in Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()
+        child for zygote in warm_processes() for child in Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()
     }
 
 

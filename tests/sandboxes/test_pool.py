@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
+from sandboxes import shared
 from sandboxes.faults import SandboxFault
+from sandboxes.python import open_interpreter
 from sandboxes.python.pool import Pool
 
 
@@ -573,3 +579,54 @@ def test_what_makes_no_sense_is_refused(pools: list[Pool]) -> None:
     pool.give_back(family)
     with pytest.raises(ValueError, match="given back"):
         pool.give_back(family)
+
+
+def local_supervisors() -> set[int]:
+    """Process ids of the local backend's supervisors that are this process's own."""
+    children = Path("/proc/self/task").glob("*/children")
+    zygotes = [pid for file in children for pid in file.read_text().split() if is_zygote(pid)]
+    return {int(pid) for zygote in zygotes for pid in Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()}
+
+
+def is_zygote(pid: str) -> bool:
+    with contextlib.suppress(OSError):
+        return b"sandboxes.python.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+def test_real_ones_that_were_killed_while_they_stood_ready_are_not_handed_out() -> None:
+    shared.close_idle()
+    with open_interpreter("local", preload=(), warm=3) as python:
+        eventually(lambda: len(local_supervisors()) == 4)
+        python.run("x = 1")
+        ready = local_supervisors()
+        # The one in use is killed too, which is that episode's bad luck alone.
+        for pid in ready:
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not ready & local_supervisors())
+        with ExitStack() as stack:
+            others = [stack.enter_context(open_interpreter("local", preload=(), warm=3)) for _ in range(4)]
+            assert [other.run("print(6 * 7)").stdout for other in others] == ["42\n"] * 4
+        python.reset()
+        assert python.run("print(6 * 7)").stdout == "42\n"
+    shared.close_idle()
+    eventually(lambda: local_supervisors() == set())
+
+
+def test_real_ones_are_clean_when_they_are_handed_out_again() -> None:
+    shared.close_idle()
+    look = "import os, random\nprint(os.listdir(), sorted(globals()), sorted(os.environ), random.random())"
+    dirty = "x = 1; open('file', 'w').write('x'); os.environ['WHO'] = 'me'; os.mkdir('folder'); twin = os.fork()"
+    seen = set()
+    for number in range(12):
+        with open_interpreter("local", preload=(), warm=1, seed=7) as python:
+            done = python.run(look)
+            assert done.status == "ok", done.error
+            seen.add(done.stdout)
+            python.run(dirty, timeout=1)
+            if number % 2:
+                python.fork().run("y = 1")
+            if number % 3 == 0:
+                python.run("while True: pass", timeout=0.05)
+    assert len(seen) == 1, seen
+    shared.close_idle()
