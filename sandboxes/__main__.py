@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import sys
 
 from sandboxes.faults import SandboxFault
-from sandboxes.python import Limits, open_interpreter
-from sandboxes.python.docker import DEFAULT_IMAGE, ContainerSettings, DockerEngine
+from sandboxes.python import open_interpreter
+from sandboxes.python.docker import DEFAULT_IMAGE
 from sandboxes.python.image import DEBIAN_PACKAGES, build_from_debian, build_from_dockerfile
 from sandboxes.python.reaper import reap
 
@@ -28,8 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for line in options.command(options):
             _say(line)
-    except SandboxFault as fault:
-        print(f"error: {fault}", file=sys.stderr)  # noqa: T201 - a command line talks
+    except (SandboxFault, ValueError) as problem:
+        print(f"error: {problem}", file=sys.stderr)  # noqa: T201 - a command line talks
         return 1
     return 0
 
@@ -60,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
 
     describe = commands.add_parser("describe", help="say which protections are on")
     describe.add_argument("--backend", choices=("auto", "docker", "local"), default="auto")
-    describe.add_argument("--image", default=DEFAULT_IMAGE, help="with --backend docker (%(default)s)")
-    describe.add_argument("--runtime", help="with --backend docker: such as runsc")
+    describe.add_argument("--image", help=f"of the docker backend ({DEFAULT_IMAGE})")
+    describe.add_argument("--runtime", help="of the docker backend, such as runsc")
     describe.set_defaults(command=_describe)
 
     tidy = commands.add_parser("reap", help="remove the containers and files that killed processes have left")
@@ -80,12 +79,9 @@ def _build_image(options: argparse.Namespace) -> list[str]:
 
 
 def _describe(options: argparse.Namespace) -> list[str]:
-    if options.backend == "docker":
-        engine = DockerEngine(ContainerSettings(image=options.image, runtime=options.runtime))
-        with contextlib.closing(engine):
-            engine.start(Limits()).close()  # a container looks for itself whether its walls stand
-            return [str(engine.protection)]
-    with open_interpreter(backend=options.backend) as python:
+    with open_interpreter(
+        options.backend, image=options.image, runtime=options.runtime
+    ) as python:  # which looks whether its walls stand
         return [str(python.describe())]
 
 

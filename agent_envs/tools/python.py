@@ -77,7 +77,7 @@ class PythonTool(Tool):
         self.isolation = isolation
         self.limits = replace(_read_limits(limits), timeout=timeout)
         self.stateful = stateful
-        self.fidelity = fidelity
+        self.fidelity: Literal["exact", "replay"] = fidelity
         self.options = _read_options(options)
         if not stateful:
             self.description = "Runs a Python program and gives back what it prints."

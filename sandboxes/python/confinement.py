@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandboxes.python import kernel
-from sandboxes.python.enclosure import MOST_FILES, Enclosure, folder_names, limit
+from sandboxes.python.enclosure import MOST_FILES, Enclosure, folder_names
 from sandboxes.python.folders import size_of_folder
 from sandboxes.python.interpreter import Limits, Protection
 from sandboxes.python.libraries import Step
@@ -157,6 +157,10 @@ class Walls(Enclosure):
         if size is None:
             return f"{MOST_FILES} files, or folders that nobody can count,"
         return f"{self.limits.file_bytes // 1024} KiB of files" if size > self.limits.file_bytes else ""
+
+    def no_copies(self) -> str:
+        """A filter that knows a single process id would keep a copy from signalling itself."""
+        return "nothing but a filter of one process id keeps signals inside here" if self._plan.signals_filtered else ""
 
     def leave(self) -> None:
         """Removes the work folders; those in memory go with their namespace."""

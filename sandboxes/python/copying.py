@@ -19,6 +19,7 @@ import signal
 import stat
 import sys
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from sandboxes.python import kernel
 from sandboxes.python.folders import DEEPEST
@@ -92,8 +93,8 @@ def become_copy(home: str, folder: str, branch: int, wires: range, control: int,
     for name in ("HOME", "TMPDIR", "PWD"):
         if os.environ.get(name) == home:
             os.environ[name] = folder
-    tempfile = sys.modules.get("tempfile")
-    if tempfile is not None and getattr(tempfile, "tempdir", None) == home:
+    tempfile: Any = sys.modules.get("tempfile")
+    if tempfile is not None and tempfile.tempdir == home:
         tempfile.tempdir = folder
 
 
@@ -243,7 +244,7 @@ def _copy_content(source: int, target: str) -> int:
 
 
 def _reopen(home: str, folder: str, files: dict[FileKey, str], wires: range) -> None:
-    """Puts the copy's own file in the place of each open one of the original's, open in the same way at the same position."""
+    """Puts the copy's own file in the place of each open one of the original's, open in the same way and position."""
     groups: dict[FileKey, list[int]] = {}
     for descriptor, status in _open_files(wires):
         if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):

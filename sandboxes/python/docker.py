@@ -1,160 +1,49 @@
 """The docker backend: interpreters in containers, each of which serves one family of forks at a time.
 
-`container_configuration` is the one place that says how a container is shut in. A container runs `container` as its first
-process and needs nothing but a ``python3`` from its image: the program comes in over the connection that it serves. When
-that connection ends, for whatever reason, the container ends and the engine removes it; `close` makes certain of that, and
-what a killed process leaves is the business of the `reaper`.
+`container_settings` says how a container is shut in. It runs `container` as its first process and needs nothing but a
+``python3`` from its image: the program comes in over the connection that it serves. When that connection ends, for whatever
+reason, the container ends and the engine removes it; `DockerEngine.close` makes certain of that, and what a killed process
+leaves is the business of the `reaper`.
 """
 
 from __future__ import annotations
 
 import base64
 import logging
-import math
 import os
 import platform
 import secrets
 import threading
-import time
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import docker  # type: ignore[import-untyped]
 
 from sandboxes.faults import SandboxFault
-from sandboxes.python.container import CAPABILITIES
+from sandboxes.python.container_settings import DEFAULT_IMAGE, ContainerSettings, container_configuration, work_folders
 from sandboxes.python.docker_client import DockerClient
 from sandboxes.python.docker_link import DockerLink
-from sandboxes.python.enclosure import MOST_FILES
 from sandboxes.python.family import Family
-from sandboxes.python.interpreter import MIB, Limits, Protection
-from sandboxes.python.program import boot_text, first_message
-from sandboxes.python.reaper import EXPIRES_LABEL, OWNER_LABEL, owner, reap_in_background
+from sandboxes.python.interpreter import Limits, Protection
+from sandboxes.python.program import first_message
+from sandboxes.python.reaper import reap_in_background
 from sandboxes.python.syscall_filter import compile_filter
 from sandboxes.python.undertaker import Undertaker
 from sandboxes.python.warming import environment
 
+__all__ = ["DEFAULT_IMAGE", "ContainerSettings", "DockerEngine"]
+
 logger = logging.getLogger(__name__)
 
-DEFAULT_IMAGE = "agent-envs-python:1"
-DAY = 86400.0
-BASE_MEMORY = 256 * MIB
-"""Room for the warm process that all interpreters of a container are forked from, above the sum of theirs."""
-BASE_PROCESSES = 16
 STARTS_AT_ONCE = 8
 """An engine that is asked for more than that starts none of them sooner, and may not answer in time."""
-MOST_PROCESSES = 4_000_000
-"""The kernel takes no higher limit."""
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "riscv64": "riscv64"}
 """Kinds of processors as images and as kernels call them."""
 FIRST_USER, LAST_USER = 10_000, 60_000
 """Workers' user ids are drawn from here: engines that map ids give a container 65,536 of them, and what the kernel counts by
 user (such as watches on files) is not to be shared by two containers."""
-
-
-@dataclass(frozen=True)
-class ContainerSettings:
-    """What kind of containers interpreters live in.
-
-    Args:
-        image: Any image with ``python3``, of version 3.11 or newer; no other program of it is used.
-        runtime: What runs the container: None for the engine's default, or a runtime that it has been told of (``"runsc"``).
-        cpus: Processors that a container may use, of the engine's.
-        reuse: Families that a container may serve in sequence; 1 for never again.
-        time_to_live: Seconds after which anybody's reaper may remove a container of whose owner it cannot tell whether it
-            still lives, since that runs on another machine.
-
-    Raises:
-        ValueError: A setting is out of range.
-    """
-
-    image: str = DEFAULT_IMAGE
-    runtime: str | None = None
-    cpus: float = 1.0
-    reuse: int = 50
-    time_to_live: float = DAY
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.image, str) or not self.image:
-            raise ValueError(f"ContainerSettings.image must be the name of an image, found {self.image!r}")
-        if self.runtime is not None and (not isinstance(self.runtime, str) or not self.runtime):
-            raise ValueError(f"ContainerSettings.runtime must be None or the name of a runtime, found {self.runtime!r}")
-        if isinstance(self.reuse, bool) or not isinstance(self.reuse, int) or self.reuse < 1:
-            raise ValueError(f"ContainerSettings.reuse must be a whole number from 1, found {self.reuse!r}")
-        for name, least in (("cpus", 0.01), ("time_to_live", 1.0)):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not least <= value or not math.isfinite(value):
-                raise ValueError(f"ContainerSettings.{name} must be a number from {least:g}, found {value!r}")
-
-
-def work_folders(limits: Limits) -> list[str]:
-    """The work folders of a container, one for each interpreter that may live in it at a time."""
-    return ["/sandbox", *(f"/sandbox-{slot}" for slot in range(1, limits.branches))]
-
-
-def container_configuration(
-    image: str, settings: ContainerSettings, limits: Limits, user: int, variables: Mapping[str, str]
-) -> dict[str, Any]:
-    """Everything that the engine is told about a container, in its own words.
-
-    It says nothing of a seccomp profile, so the engine's own is in force, and nothing of volumes, devices or ports.
-
-    Args:
-        image: The image's id.
-        settings: What kind of container.
-        limits: What each interpreter in it may use.
-        user: User and group id of the workers.
-        variables: Its environment, besides what the image sets.
-    """
-    memory = limits.branches * (limits.memory_bytes + limits.file_bytes) + BASE_MEMORY
-    folder = f"nosuid,nodev,noexec,size={limits.file_bytes},nr_inodes={MOST_FILES},uid={user},gid=0,mode=750"
-    return {
-        "Image": image,
-        "Entrypoint": ["python3", "-s", "-B", "-c", boot_text()],
-        "Cmd": [],
-        "Env": [f"{name}={value}" for name, value in variables.items()],
-        "User": "0:0",  # the supervisor; the code runs as `user`
-        "WorkingDir": "/",
-        "Hostname": "sandbox",
-        "Labels": {OWNER_LABEL: owner(), EXPIRES_LABEL: str(int(time.time() + settings.time_to_live))},
-        "Healthcheck": {"Test": ["NONE"]},
-        "StopSignal": "SIGKILL",
-        # It ends with its connection: standard input closes when the one client that is attached hangs up.
-        "OpenStdin": True,
-        "StdinOnce": True,
-        "AttachStdin": True,
-        "AttachStdout": True,
-        "AttachStderr": True,
-        "Tty": False,
-        "HostConfig": {
-            "Runtime": settings.runtime or "",
-            "AutoRemove": True,  # by the engine, so also when nobody is left to ask for it
-            "Init": False,
-            "NetworkMode": "none",
-            "IpcMode": "none",
-            "PidMode": "",
-            "UTSMode": "",
-            "Privileged": False,
-            "CapDrop": ["ALL"],
-            "CapAdd": [name.upper() for name in CAPABILITIES],
-            "SecurityOpt": ["no-new-privileges"],
-            "ReadonlyRootfs": True,
-            "Tmpfs": {
-                **dict.fromkeys(work_folders(limits), folder),
-                "/tmp": "ro,nosuid,nodev,noexec,size=4k,mode=555",  # else runsc puts a writable one there
-            },
-            "Memory": memory,
-            "MemorySwap": memory,  # the sum of both: no swap
-            "PidsLimit": min(limits.branches * limits.processes + BASE_PROCESSES, MOST_PROCESSES),
-            "NanoCpus": int(settings.cpus * 1e9),
-            "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "nofile", "Soft": 4096, "Hard": 4096}],
-            "LogConfig": {"Type": "none"},
-            "RestartPolicy": {"Name": "no"},
-        },
-    }
 
 
 class DockerEngine:
@@ -229,11 +118,11 @@ class DockerEngine:
 
     def close(self) -> None:
         """Ends all its containers, and waits until the engine has removed them. Twice is fine."""
-        if self._closed or self._owner != os.getpid():
+        if self._owner != os.getpid():
             return
-        self._closed = True
         with self._links_lock:
-            links = list(self._links)
+            links = [] if self._closed else list(self._links)
+            self._closed = True
         self._undertaker.work_alone()
         for link in links:
             link.close()
@@ -252,6 +141,8 @@ class DockerEngine:
                 stream = client.attach_socket(container, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
                 link = DockerLink(self._client, container, stream, self.protection, self._undertaker.bury)
                 with self._links_lock:
+                    if self._closed:
+                        raise SandboxFault("this Docker launcher was closed while it started a container")
                     self._links.add(link)
                 client.start(container)
             except BaseException as problem:

@@ -111,6 +111,10 @@ class Enclosure:
         if status or os.listdir(folder):
             raise OSError(f"the work folder {folder} could not be emptied")
 
+    def no_copies(self) -> str:
+        """Why these walls permit no copy of a worker, in words, or ""."""
+        return ""
+
     def leftovers(self) -> str:
         """What the last family has left behind, in words, or ""."""
         full = [folder for folder in self.folders if os.listdir(folder)]

@@ -219,7 +219,8 @@ class Family:
         """Reads once, for all that wait. With the lock held, which it lets go of in between."""
         self._reading = True
         self._state.release()
-        data, problem = b"", None
+        data = b""
+        problem: Exception | None = None
         try:
             data = self._link.receive(seconds)
         except TimeoutError:

@@ -31,7 +31,7 @@ class Limits:
         file_bytes: Bytes in the work folder, and of a single file.
         processes: Processes and threads at one time, the interpreter itself included.
         open_files: File descriptors of a process.
-        branches: Interpreters that may be open at one time of those that come from one by `Interpreter.fork`, itself included.
+        branches: Interpreters that may be open at a time of those that come from one by `Interpreter.fork`, that one included.
         timeout: Seconds that a call may take when `Interpreter.run` is not told otherwise.
 
     Raises:
@@ -166,8 +166,8 @@ class Interpreter(ABC):
     def fork(self) -> Interpreter:
         """An independent copy as it is now: variables, modules, closures, open files and the work folder.
 
-        Both go on by themselves, at the same time if different threads call them, and each has the limits in full. Either may
-        be closed first. Relative paths mean the same in both; an absolute path that the code has kept still names the
+        Both go on by themselves, at the same time if different threads call them, and each has the limits in full. Either
+        may be closed first. Relative paths mean the same in both; an absolute path that the code has kept still names the
         original's file, and process ids differ.
 
         Raises:

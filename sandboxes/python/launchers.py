@@ -1,4 +1,4 @@
-"""What starts interpreters: a launcher names a kind of interpreter, and starts one wherever the engine for it is or can be had.
+"""What starts interpreters: a launcher names a kind of interpreter, and starts one where the engine for it can be had.
 
 Launchers are plain data, equal if they start the same kind. The engines behind them are shared by the whole process
 (`sandboxes.shared`): a warm process for the local backend, a connection to Docker's engine for the other.

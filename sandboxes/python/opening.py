@@ -35,12 +35,12 @@ def open_interpreter(
     Args:
         backend: ``"docker"``, ``"local"``, or ``"auto"``: Docker where an engine answers and has the image, else local. What
             "auto" took, and why, is logged once in a process. A named backend is never replaced by another one.
-        isolation: Of the local backend. ``"auto"`` takes every protection that the kernel grants (`Interpreter.describe` says
-            which) and refuses where nothing would keep the code from the network; ``"none"`` takes none: for code that you
-            trust.
+        isolation: Of the local backend. ``"auto"`` takes every protection that the kernel grants (`Interpreter.describe`
+            says which) and refuses where nothing would keep the code from the network; ``"none"`` takes none: for code that
+            you trust.
         limits: What the code may use; `Limits()` by default.
         preload: Modules that are imported once, before the first call; by default numpy and sympy where they are installed.
-        image: Docker image with ``python3``, 3.11 or newer; by default the one that ``python -m sandboxes build-image`` makes.
+        image: Docker image with ``python3``, 3.11 or newer; by default that of ``python -m sandboxes build-image``.
         runtime: Runtime of the containers, such as ``"runsc"``; the engine's default where it is None.
         cpus: Processors that a container may use.
         reuse: How many interpreters a container may serve, one after the other; 1 for never again.

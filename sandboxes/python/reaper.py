@@ -17,6 +17,7 @@ import threading
 import time
 
 import docker  # type: ignore[import-untyped]
+
 from sandboxes.faults import SandboxFault
 from sandboxes.python.docker_client import DockerClient
 from sandboxes.python.folders import remove_folder

@@ -392,18 +392,19 @@ class Supervisor:
         taken = {other.slot for other in (*self._branches.values(), *coming)} | self._spoilt
         free = [slot for slot in range(len(self._enclosure.folders)) if slot not in taken]
         process = self._process_of(branch)
-        problem = ""
-        if not free:
+        problem = self._enclosure.no_copies()
+        if not problem and not free:
             problem = f"{len(taken)} branches are alive, and no more may be: raise Limits.branches, or close some"
-        elif process is not None and process.threads > 1:
+        if not problem and process is not None and process.threads > 1:
             problem = f"{process.threads} threads are running, which a copy would lose: let them end first"
         if problem:
             self._answer(branch.number, refused=problem)
             return
         self._newest += 1
         folders = self._enclosure.folders
+        nonce = new_nonce()
         order = {
-            "nonce": new_nonce(),
+            "nonce": nonce,
             "home": folders[branch.slot],
             "folder": folders[free[0]],
             "branch": self._newest,
@@ -411,7 +412,7 @@ class Supervisor:
         branch.worker.forget_late_words()
         copy = Branch(self._newest, free[0], branch.worker.order_copy(order))
         copy.seed, copy.worker.fresh = branch.seed, branch.worker.fresh
-        branch.activity = Copying(order["nonce"], copy, time.monotonic() + READY_SECONDS)
+        branch.activity = Copying(nonce, copy, time.monotonic() + READY_SECONDS)
         self._watch(branch, branch.worker.control, select.POLLIN)
         self._watch(branch, copy.worker.control, select.POLLIN)
         branch.worker.go_on()

@@ -3,7 +3,8 @@
 The supervisor forks it, it gives up its rights, and then it reads requests and answers each with a *hint*: "this request is
 through, and this is its traceback". A hint is believed only as far as the supervisor can check it. Everything in this
 process, its standard streams and the socket to the supervisor included, may be broken by the code that runs here; then the
-supervisor ends the process and forks another. Asked to, it forks a copy of itself, which serves on beside it. Standard library only.
+supervisor ends the process and forks another. Asked to, it forks a copy of itself, which serves on beside it. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _lay_wires(control: int, output: int) -> Wires:
     os.closerange(low, top)
     high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, low) for descriptor in (control, output, null)]
     os.closerange(3, low)
-    return Wires(*high, socket(fileno=high[0]))
+    return Wires(high[0], high[1], high[2], socket(fileno=high[0]))
 
 
 def _restore_streams(wires: Wires) -> None:

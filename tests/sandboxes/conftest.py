@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+from docker_engine import IMAGE, client_or_skip
 from driver import PLAIN_USER, HostProcess, python_is_closed
 
-from sandboxes.faults import SandboxFault
 from sandboxes.python import Interpreter, open_interpreter
-
-DOCKER_IMAGE = os.environ.get("AGENT_ENVS_TEST_IMAGE", "agent-envs-test")
-"""Made with ``python -m sandboxes build-image --tag agent-envs-test``; not the default, which "auto" would find."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +25,13 @@ class Situation:
         plain: A plain user, not root.
         refuse: What the kernel refuses.
         reach: Whether every user can read this Python.
+        backend: Of the interpreters.
     """
 
     plain: bool = False
     refuse: tuple[str, ...] = ()
     reach: bool = True
+    backend: str = "local"
 
 
 SITUATIONS: dict[str, Situation] = {
@@ -40,6 +39,10 @@ SITUATIONS: dict[str, Situation] = {
     "root-without-namespaces": Situation(refuse=("namespaces",)),
     "user": Situation(plain=True),
     "user-without-namespaces": Situation(plain=True, refuse=("namespaces",)),
+}
+DOCKER: dict[str, Situation] = {
+    "docker": Situation(backend="docker"),
+    "docker-as-user": Situation(plain=True, backend="docker"),
 }
 RARE: dict[str, Situation] = {
     "root-alone-in-reach-of-python": Situation(reach=False),
@@ -53,18 +56,23 @@ RARE: dict[str, Situation] = {
 
 @pytest.fixture(
     scope="session",
-    params=[*SITUATIONS, *(pytest.param(name, marks=pytest.mark.thorough) for name in RARE)],
+    params=[
+        *SITUATIONS,
+        *(pytest.param(name, marks=pytest.mark.docker) for name in DOCKER),
+        *(pytest.param(name, marks=pytest.mark.thorough) for name in RARE),
+    ],
 )
 def situation(request: pytest.FixtureRequest) -> Iterator[HostProcess]:
-    """A host of interpreters under one of `SITUATIONS`, with one interpreter open."""
-    wanted = {**SITUATIONS, **RARE}[request.param]
+    """A host of interpreters in one situation, with one interpreter open."""
+    wanted = {**SITUATIONS, **DOCKER, **RARE}[request.param]
     if not wanted.plain and os.geteuid() != 0:
         pytest.skip("needs root")
     if not wanted.reach and not python_is_closed():
         pytest.skip("every user can read this Python")
-    host = HostProcess(PLAIN_USER if wanted.plain and os.geteuid() == 0 else None, wanted.refuse, wanted.reach)
+    user = PLAIN_USER if wanted.plain and os.geteuid() == 0 else None
+    host = HostProcess(user, wanted.refuse, wanted.reach, IMAGE if wanted.backend == "docker" else None)
     try:
-        answer = host.ask("open")
+        answer = host.open()
         if hasattr(answer, "fault"):
             pytest.skip(f"this machine cannot: {answer.fault}")
         host.protection = host.ask("describe")
@@ -96,9 +104,5 @@ def open_one(request: pytest.FixtureRequest) -> Callable[..., Interpreter]:
     """Opens an interpreter of each backend in turn."""
     if request.param == "local":
         return functools.partial(open_interpreter, "local")
-    opens = functools.partial(open_interpreter, "docker", image=DOCKER_IMAGE)
-    try:
-        opens().close()
-    except SandboxFault as fault:
-        pytest.skip(str(fault))
-    return opens
+    client_or_skip().close()
+    return functools.partial(open_interpreter, "docker", image=IMAGE)

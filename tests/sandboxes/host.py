@@ -17,7 +17,7 @@ from dataclasses import asdict
 import pyseccomp
 
 from sandboxes.faults import SandboxFault
-from sandboxes.python import Interpreter, Limits, open_interpreter
+from sandboxes.python import ForkRefused, Interpreter, Limits, open_interpreter
 from sandboxes.python.kernel import NAMESPACES
 
 LANDLOCK_CREATE_RULESET = 444
@@ -58,6 +58,8 @@ def main() -> None:
                 interpreters[name] = open_interpreter(limits=limits, **request)
             elif operation == "run":
                 answer = asdict(interpreters[name].run(**request))
+            elif operation == "fork":
+                interpreters[name] = interpreters[request["of"]].fork()
             elif operation == "reset":
                 interpreters[name].reset(**request)
             elif operation == "close":
@@ -66,6 +68,8 @@ def main() -> None:
                 answer = asdict(interpreters[name].describe())
         except SandboxFault as fault:
             answer = {"fault": str(fault)}
+        except ForkRefused as refusal:
+            answer = {"refused": str(refusal)}
         print(json.dumps(answer), flush=True)
     os._exit(0)
 

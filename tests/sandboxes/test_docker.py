@@ -29,7 +29,8 @@ from sandboxes.faults import SandboxFault
 from sandboxes.python import Limits, container
 from sandboxes.python import docker as backend
 from sandboxes.python.container import CAPABILITIES
-from sandboxes.python.docker import BASE_MEMORY, BASE_PROCESSES, ContainerSettings, DockerEngine
+from sandboxes.python.container_settings import BASE_MEMORY, BASE_PROCESSES, ContainerSettings, container_configuration
+from sandboxes.python.docker import DockerEngine
 from sandboxes.python.docker_client import DockerClient
 from sandboxes.python.docker_link import LAST_WORDS, StreamDecoder
 from sandboxes.python.family import Family, SandboxEnded
@@ -542,7 +543,7 @@ def test_what_it_says_of_its_walls(engine: DockerEngine, family: Family) -> None
 def test_a_container_without_one_of_its_walls_does_not_serve(
     engine: DockerEngine, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], wall: str
 ) -> None:
-    whole = backend.container_configuration
+    whole = container_configuration
 
     def without(*arguments: Any) -> dict[str, Any]:
         configuration = whole(*arguments)
@@ -815,6 +816,6 @@ def test_gvisor_runs_the_same_program(client: Any) -> None:
 
 
 def test_the_supervisors_capabilities_are_the_ones_in_the_table() -> None:
-    told = backend.container_configuration("image", ContainerSettings(), SMALL, 12345, {})["HostConfig"]
+    told = container_configuration("image", ContainerSettings(), SMALL, 12345, {})["HostConfig"]
     assert told["CapDrop"] == ["ALL"]
     assert sorted(told["CapAdd"]) == ["KILL", "SETGID", "SETUID"] == sorted(name.upper() for name in CAPABILITIES)

@@ -73,7 +73,7 @@ SETUPS = {
     "folders and links": (
         "import os; os.makedirs('a/b'); _ = open('a/b/f', 'w').write('x'); os.symlink('b/f', 'a/l'); os.link('a/b/f', 'h')\n"
         "os.symlink('nowhere', 'dangling'); os.mkfifo('pipe')",
-        "open('a/l').read(), os.stat('h').st_nlink, os.path.samefile('h', 'a/b/f'), os.readlink('dangling'), sorted(os.listdir('.'))",
+        "open('a/l').read(), os.stat('h').st_nlink, os.path.samefile('h', 'a/b/f'), os.readlink('dangling'), len(os.listdir('.'))",
     ),
     "permissions and times": (
         "import os; open('f', 'w').close(); os.mkdir('d'); open('d/g', 'w').close()\n"
@@ -120,7 +120,8 @@ def test_a_copy_shares_nothing(python: Interpreter) -> None:
     with python.fork() as twin:
         says(
             twin,
-            "x.append(2); _ = open('f', 'w').write('theirs'); os.mkdir('d'); os.environ['E'] = '1'; os.chdir('d'); os.remove('../f')",
+            "x.append(2); _ = open('f', 'w').write('theirs'); os.mkdir('d'); os.environ['E'] = '1'\n"
+            "os.chdir('d'); os.remove('../f')",
         )
         says(twin, "r.seek(0, 2)")
         assert says(python, "x, r.read(), os.listdir('.'), 'E' in os.environ") == "([1], 'mine', ['f'], False)\n"
@@ -327,8 +328,8 @@ MISFORTUNES = {
     "an end": ("import os; os._exit(1)", 5.0, "killed"),
     "memory": ("x = []\nwhile True: x.append(bytes(10**7))", 20.0, "error killed"),
     "memory of many": (
-        "import os, time\nfor _ in range(8):\n    if os.fork() == 0:\n        x = b'x' * (120 * 2**20)\n        time.sleep(60)\n"
-        "time.sleep(60)",
+        "import os, time\nfor _ in range(8):\n    if os.fork() == 0:\n        x = b'x' * (120 * 2**20)\n"
+        "        time.sleep(60)\ntime.sleep(60)",
         20.0,
         "killed",
     ),
