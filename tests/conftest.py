@@ -43,7 +43,8 @@ def pytest_runtest_makereport(item: pytest.Item):
     outcome = yield
     report = outcome.get_result()
     wanted = [engine for engine in _required(item.config) if item.get_closest_marker(engine)]
-    if wanted and report.skipped:
+    left_out = item.get_closest_marker("thorough") and not item.config.getoption("--thorough")
+    if wanted and report.skipped and not left_out:
         report.outcome = "failed"
         report.longrepr = f"--require {','.join(wanted)}, but the test was skipped: {report.longrepr}"
 
