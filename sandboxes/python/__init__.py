@@ -1,9 +1,8 @@
 """Python interpreters for code that nobody vouches for.
 
-`open_interpreter` is the way in, `open_async` the same for asyncio, and `interpreter` the contract. The host's side of the
-local backend is `local`; inside run, from the outside in, `zygote` (warm, forks episodes), `supervisor` (keeps time and
-order) and `worker` (runs the code); `confinement` has the walls, and `probe` finds out which of them this machine grants.
-`pool` keeps interpreters ready, and `reaper` removes what killed processes left.
+`open_interpreter` is the way in, `open_async` the same for asyncio, `interpreter` the contract. Two backends, `local` and
+`docker`, start the same program, `inside`, behind walls of their own; `family` is the wire to it, and `sandboxed` what the
+caller holds. `pool` keeps interpreters ready, and `reaper` removes what killed processes left.
 """
 
 from sandboxes.python.asynchronous import AsyncInterpreter, open_async

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from sandboxes.faults import SandboxFault
-from sandboxes.python.frames import ChannelClosed, Decoder, encode
+from sandboxes.python.inside.frames import ChannelClosed, Decoder, encode
 from sandboxes.python.interpreter import Limits, Protection
 
 ANSWER_SECONDS = 60.0

@@ -31,7 +31,7 @@ class Limits:
         file_bytes: Bytes in the work folder, and of a single file.
         processes: Processes and threads at one time, the interpreter itself included.
         open_files: File descriptors of a process.
-        branches: Interpreters that may be open at a time of those that come from one by `Interpreter.fork`, that one included.
+        branches: Interpreters that may be open at a time of those that come from one by `Interpreter.fork`, with that one.
         timeout: Seconds that a call may take when `Interpreter.run` is not told otherwise.
 
     Raises:

@@ -12,11 +12,11 @@ from typing import Protocol
 
 from sandboxes import shared
 from sandboxes.faults import SandboxFault
-from sandboxes.python.docker import ContainerSettings, DockerEngine
+from sandboxes.python.docker.engine import ContainerSettings, DockerEngine
 from sandboxes.python.family import Family
-from sandboxes.python.frames import ChannelClosed
+from sandboxes.python.inside.frames import ChannelClosed
 from sandboxes.python.interpreter import Limits
-from sandboxes.python.local import Isolation, Zygote
+from sandboxes.python.local.engine import Isolation, Zygote
 
 logger = logging.getLogger(__name__)
 

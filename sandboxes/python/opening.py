@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from sandboxes import shared
-from sandboxes.python.docker import DEFAULT_IMAGE, ContainerSettings
+from sandboxes.python.docker.engine import DEFAULT_IMAGE, ContainerSettings
 from sandboxes.python.interpreter import Interpreter, Limits
 from sandboxes.python.launchers import DockerLauncher, Launcher, LocalLauncher, strongest
 from sandboxes.python.pool import Pool

@@ -19,8 +19,8 @@ import time
 import docker  # type: ignore[import-untyped]
 
 from sandboxes.faults import SandboxFault
-from sandboxes.python.docker_client import DockerClient
-from sandboxes.python.folders import remove_folder
+from sandboxes.python.docker.client import DockerClient
+from sandboxes.python.inside.folders import remove_folder
 from sandboxes.python.owners import fate, folder_name, is_gone, owner, owner_of_folder
 
 __all__ = ["EXPIRES_LABEL", "OWNER_LABEL", "folder_name", "is_gone", "owner", "reap", "reap_in_background"]

@@ -18,7 +18,7 @@ import pyseccomp
 
 from sandboxes.faults import SandboxFault
 from sandboxes.python import ForkRefused, Interpreter, Limits, open_interpreter
-from sandboxes.python.kernel import NAMESPACES
+from sandboxes.python.inside.kernel import NAMESPACES
 
 LANDLOCK_CREATE_RULESET = 444
 

@@ -27,16 +27,16 @@ from hypothesis import strategies as st
 
 from sandboxes.faults import SandboxFault
 from sandboxes.python import Limits, container
-from sandboxes.python import docker as backend
-from sandboxes.python.container import CAPABILITIES
-from sandboxes.python.container_settings import BASE_MEMORY, BASE_PROCESSES, ContainerSettings, container_configuration
-from sandboxes.python.docker import DockerEngine
-from sandboxes.python.docker_client import DockerClient
-from sandboxes.python.docker_link import LAST_WORDS, StreamDecoder
+from sandboxes.python.docker import engine as backend
+from sandboxes.python.docker.client import DockerClient
+from sandboxes.python.docker.container import CAPABILITIES
+from sandboxes.python.docker.engine import DockerEngine
+from sandboxes.python.docker.image import build_from_debian, build_from_dockerfile, mirror_of
+from sandboxes.python.docker.link import LAST_WORDS, StreamDecoder
+from sandboxes.python.docker.program import MAIN, boot_text, first_message, sources
+from sandboxes.python.docker.settings import BASE_MEMORY, BASE_PROCESSES, ContainerSettings, container_configuration
 from sandboxes.python.family import Family, SandboxEnded
-from sandboxes.python.frames import Decoder
-from sandboxes.python.image import build_from_debian, build_from_dockerfile, mirror_of
-from sandboxes.python.program import MAIN, boot_text, first_message, sources
+from sandboxes.python.inside.frames import Decoder
 from sandboxes.python.reaper import OWNER_LABEL, owner
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -219,7 +219,7 @@ def test_an_engine_that_nobody_let_this_user_use_is_not_worth_a_second_try(
         server.listen()
         (tmp_path / "sock").chmod(0)
         code += "import sys\ntry:\n    DockerClient()\nexcept SandboxFault as fault:\n    print(fault.retryable, fault)\n"
-        first = "from sandboxes.faults import SandboxFault\nfrom sandboxes.python.docker_client import DockerClient\n"
+        first = "from sandboxes.faults import SandboxFault\nfrom sandboxes.python.docker.client import DockerClient\n"
         environment = {**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/sock", "PYTHONPATH": str(REPOSITORY)}
         done = subprocess.run(
             [sys.executable, "-c", first + code], capture_output=True, text=True, env=environment, check=False
@@ -654,7 +654,7 @@ def test_a_forked_process_leaves_its_parents_containers_alone(client: Any, engin
 def test_no_container_outlives_a_killed_process(client: Any) -> None:
     code = f"""
 import os, signal
-from sandboxes.python.docker import ContainerSettings, DockerEngine
+from sandboxes.python.docker.engine import ContainerSettings, DockerEngine
 from sandboxes.python import Limits
 from sandboxes.python.reaper import owner
 engine = DockerEngine(ContainerSettings(image={IMAGE!r}), preload=())
@@ -677,7 +677,7 @@ families[0].ask(0, {{"op": "run", "code": "while True: pass", "timeout": 60, "di
 def test_a_process_that_ends_waits_for_its_containers(client: Any) -> None:
     code = f"""
 from sandboxes import shared
-from sandboxes.python.docker import ContainerSettings, DockerEngine
+from sandboxes.python.docker.engine import ContainerSettings, DockerEngine
 from sandboxes.python import Limits
 from sandboxes.python.reaper import owner
 engine = shared.acquire("engine", lambda: DockerEngine(ContainerSettings(image={IMAGE!r}), preload=()), linger=True).engine

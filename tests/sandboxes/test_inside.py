@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxes.python import open_interpreter
-from sandboxes.python.folders import empty_folder, remove_folder, size_of_folder
-from sandboxes.python.frames import ChannelClosed, FrameChannel
-from sandboxes.python.libraries import is_below, readable_paths, steps_to_mirror
-from sandboxes.python.processes import ProcessTree
+from sandboxes.python.inside.folders import empty_folder, remove_folder, size_of_folder
+from sandboxes.python.inside.frames import ChannelClosed, FrameChannel
+from sandboxes.python.inside.processes import ProcessTree
+from sandboxes.python.local.libraries import is_below, readable_paths, steps_to_mirror
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def warm_processes() -> set[int]:
     mine = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     others = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
     children = {child for found in (mine, *others) for child in found}
-    return {int(child) for child in children if b"python.zygote" in Path(f"/proc/{child}/cmdline").read_bytes()}
+    return {int(child) for child in children if b"python.local.zygote" in Path(f"/proc/{child}/cmdline").read_bytes()}
 
 
 def test_the_zygote_may_die() -> None:

@@ -590,7 +590,7 @@ def local_supervisors() -> set[int]:
 
 def is_zygote(pid: str) -> bool:
     with contextlib.suppress(OSError):
-        return b"sandboxes.python.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"sandboxes.python.local.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
 
 

@@ -23,9 +23,9 @@ import docker  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
 from sandboxes.faults import SandboxFault
-from sandboxes.python.container import FAILED, HUNG_UP
-from sandboxes.python.docker_client import DockerClient
-from sandboxes.python.frames import ChannelClosed
+from sandboxes.python.docker.client import DockerClient
+from sandboxes.python.docker.container import FAILED, HUNG_UP
+from sandboxes.python.inside.frames import ChannelClosed
 from sandboxes.python.interpreter import Protection
 
 RECEIVE_BYTES = 256 * 1024

@@ -18,17 +18,17 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from sandboxes.python import kernel
-from sandboxes.python.confinement import Home, Plan
-from sandboxes.python.episode import fork_episode
-from sandboxes.python.folders import remove_folder
-from sandboxes.python.frames import ChannelClosed, FrameChannel
+from sandboxes.python.inside import kernel
+from sandboxes.python.inside.folders import remove_folder
+from sandboxes.python.inside.frames import ChannelClosed, FrameChannel
+from sandboxes.python.inside.processes import ProcessTree
+from sandboxes.python.inside.warming import WarmingFault, freeze, warm_up
 from sandboxes.python.interpreter import Limits
-from sandboxes.python.libraries import is_below, readable_paths, steps_to_mirror
-from sandboxes.python.probe import NoTrial, Probe
-from sandboxes.python.processes import ProcessTree
-from sandboxes.python.syscall_filter import compile_filter
-from sandboxes.python.warming import WarmingFault, freeze, warm_up
+from sandboxes.python.local.confinement import Home, Plan
+from sandboxes.python.local.episode import fork_episode
+from sandboxes.python.local.libraries import is_below, readable_paths, steps_to_mirror
+from sandboxes.python.local.probe import NoTrial, Probe
+from sandboxes.python.local.syscall_filter import compile_filter
 
 SECOND_START = "SANDBOX_SECOND_START"
 ENDING_SECONDS = 8.0

@@ -13,13 +13,14 @@ import sys
 import tempfile
 import threading
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 from sandboxes.faults import SandboxFault
 from sandboxes.python.family import Family
-from sandboxes.python.frames import ChannelClosed
+from sandboxes.python.inside.frames import ChannelClosed
+from sandboxes.python.inside.warming import environment
 from sandboxes.python.interpreter import Limits, Protection
-from sandboxes.python.warming import environment
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,16 @@ START_SECONDS = 120.0
 ENDING_SECONDS = 15.0
 DYING_SECONDS = 0.5
 
-_BOOT = "import sys; sys.path[:] = sys.argv[2:]; from sandboxes.python.zygote import main; main(int(sys.argv[1]))"
+_HERE = str(Path(__file__).resolve().parents[1])
+_BOOT = """
+import sys, types
+sys.path[:] = sys.argv[3:]
+host = types.ModuleType("sandboxes.python")  # not its own text, which would bring in the host's side of everything
+host.__path__ = [sys.argv[2]]
+sys.modules["sandboxes.python"] = host
+from sandboxes.python.local.zygote import main
+main(int(sys.argv[1]))
+"""
 
 
 class Zygote:
@@ -53,7 +63,7 @@ class Zygote:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-B", "-c", _BOOT, str(theirs.fileno()), *_import_path()],
+                [sys.executable, "-P", "-s", "-B", "-c", _BOOT, str(theirs.fileno()), _HERE, *_import_path()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,
                 stderr=self._errors,
@@ -180,7 +190,7 @@ class LocalLink:
 
 def _import_path() -> list[str]:
     """Where this process finds its modules, and this package itself, however it was installed."""
-    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    here = str(Path(__file__).resolve().parents[3])
     path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
     return list(dict.fromkeys([*path, here]))
 

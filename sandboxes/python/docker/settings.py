@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sandboxes.python.container import CAPABILITIES
-from sandboxes.python.enclosure import MOST_FILES
+from sandboxes.python.docker.container import CAPABILITIES
+from sandboxes.python.docker.program import boot_text
+from sandboxes.python.inside.enclosure import MOST_FILES
 from sandboxes.python.interpreter import MIB, Limits
-from sandboxes.python.program import boot_text
 from sandboxes.python.reaper import EXPIRES_LABEL, OWNER_LABEL, owner
 
 DEFAULT_IMAGE = "agent-envs-python:1"

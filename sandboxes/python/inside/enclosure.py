@@ -12,10 +12,10 @@ import signal
 from collections.abc import Sequence
 from os import _exit
 
-from sandboxes.python import kernel
-from sandboxes.python.folders import empty_folder
+from sandboxes.python.inside import kernel
+from sandboxes.python.inside.folders import empty_folder
+from sandboxes.python.inside.processes import Process
 from sandboxes.python.interpreter import MIB, Limits
-from sandboxes.python.processes import Process
 
 MOST_FILES = 10_000
 """Files and folders that a work folder may hold."""
@@ -60,7 +60,8 @@ class Enclosure:
         limit("RLIMIT_AS", size + self.limits.memory_bytes)
         limit("RLIMIT_FSIZE", self.limits.file_bytes)
         limit("RLIMIT_CORE", 0)
-        limit("RLIMIT_MSGQUEUE", 0)
+        with contextlib.suppress(ValueError):  # gVisor has neither the queues nor their limit
+            limit("RLIMIT_MSGQUEUE", 0)
         if self._counted is not None:
             # All branches count together, so an interpreter that is copied may have more, up to the hard limit.
             most, others = self.limits.processes, self._counted

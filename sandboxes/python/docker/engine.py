@@ -22,16 +22,16 @@ from typing import Any
 import docker  # type: ignore[import-untyped]
 
 from sandboxes.faults import SandboxFault
-from sandboxes.python.container_settings import DEFAULT_IMAGE, ContainerSettings, container_configuration, work_folders
-from sandboxes.python.docker_client import DockerClient
-from sandboxes.python.docker_link import DockerLink
+from sandboxes.python.docker.client import DockerClient
+from sandboxes.python.docker.link import DockerLink
+from sandboxes.python.docker.program import first_message
+from sandboxes.python.docker.settings import DEFAULT_IMAGE, ContainerSettings, container_configuration, work_folders
+from sandboxes.python.docker.undertaker import Undertaker
 from sandboxes.python.family import Family
+from sandboxes.python.inside.warming import environment
 from sandboxes.python.interpreter import Limits, Protection
-from sandboxes.python.program import first_message
+from sandboxes.python.local.syscall_filter import compile_filter
 from sandboxes.python.reaper import reap_in_background
-from sandboxes.python.syscall_filter import compile_filter
-from sandboxes.python.undertaker import Undertaker
-from sandboxes.python.warming import environment
 
 __all__ = ["DEFAULT_IMAGE", "ContainerSettings", "DockerEngine"]
 

@@ -23,12 +23,22 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sandboxes.python.branch import AFRESH, WATCH_SECONDS, Branch, Call, Copying, Starting, new_nonce, plain_text, read_hint
-from sandboxes.python.enclosure import Enclosure
-from sandboxes.python.frames import ChannelClosed, Decoder, encode
-from sandboxes.python.handle import Output, WorkerHandle, read_now
-from sandboxes.python.processes import Process, ProcessTree
-from sandboxes.python.worker import REAP
+from sandboxes.python.inside.branch import (
+    AFRESH,
+    WATCH_SECONDS,
+    Branch,
+    Call,
+    Copying,
+    Starting,
+    new_nonce,
+    plain_text,
+    read_hint,
+)
+from sandboxes.python.inside.enclosure import Enclosure
+from sandboxes.python.inside.frames import ChannelClosed, Decoder, encode
+from sandboxes.python.inside.handle import Output, WorkerHandle, read_now
+from sandboxes.python.inside.processes import Process, ProcessTree
+from sandboxes.python.inside.worker import REAP
 
 WATCH_PAUSE = 3.0
 """After a look that took long, the next one comes after so many times as long."""

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
 from sandboxes.faults import SandboxFault
-from sandboxes.python.docker_client import DockerClient
+from sandboxes.python.docker.client import DockerClient
 
 DEBIAN_PACKAGES = ("python3-numpy", "python3-scipy", "python3-sympy")
 BUILD_SECONDS = 3600.0
@@ -48,7 +48,7 @@ def build_from_dockerfile(tag: str, base: str | None, packages: Sequence[str] | 
     Raises:
         SandboxFault: The engine cannot be reached, or the build failed.
     """
-    text = importlib.resources.files("sandboxes.python").joinpath("Dockerfile").read_bytes()
+    text = importlib.resources.files("sandboxes.python.docker").joinpath("Dockerfile").read_bytes()
     arguments = {} if base is None else {"BASE": base}
     if packages is not None:
         arguments["PACKAGES"] = " ".join(packages)

@@ -10,7 +10,7 @@ from collections import deque
 import docker  # type: ignore[import-untyped]
 
 from sandboxes.faults import SandboxFault
-from sandboxes.python.docker_client import DockerClient
+from sandboxes.python.docker.client import DockerClient
 
 logger = logging.getLogger(__name__)
 

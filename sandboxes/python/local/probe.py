@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sandboxes.python.confinement import NAMESPACES, Home, Plan, landlock
-from sandboxes.python.episode import fork_episode
-from sandboxes.python.frames import ChannelClosed, FrameChannel
+from sandboxes.python.inside.frames import ChannelClosed, FrameChannel
 from sandboxes.python.interpreter import Limits
+from sandboxes.python.local.confinement import NAMESPACES, Home, Plan, landlock
+from sandboxes.python.local.episode import fork_episode
 
 SECONDS = 30.0
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from os import _exit  # by name: the code in a worker can put something else into os
 from typing import Any
 
-from sandboxes.python.worker import COPY, run_worker
+from sandboxes.python.inside.worker import COPY, run_worker
 
 HINT_BYTES = 256 * 1024
 _CREDENTIALS = struct.Struct("3i")  # process, user and group of a packet's sender

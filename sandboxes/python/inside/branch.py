@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from sandboxes.python.handle import Output, WorkerHandle
-from sandboxes.python.worker import ERROR_BYTES, PACKET_BYTES
+from sandboxes.python.inside.handle import Output, WorkerHandle
+from sandboxes.python.inside.worker import ERROR_BYTES, PACKET_BYTES
 
 WATCH_SECONDS = 0.04
 """How often a running call's processes, memory and files are looked at."""

@@ -7,21 +7,22 @@ from collections.abc import Mapping
 from importlib.abc import InspectLoader
 from typing import Any
 
-from sandboxes.python.frames import encode
+from sandboxes.python.inside.frames import encode
 
-PACKAGES = ("sandboxes", "sandboxes.python")
+PACKAGES = ("sandboxes", "sandboxes.python", "sandboxes.python.docker", "sandboxes.python.inside")
 """Empty in there: their own text would bring in what runs on this side."""
-MAIN = "sandboxes.python.container"
+MAIN = "sandboxes.python.docker.container"
 MODULES = (
-    *("branch", "container", "copying", "enclosure", "folders", "frames", "handle", "interpreter", "kernel"),
-    *("processes", "seeding", "supervisor", "warming", "worker"),
+    *("docker.container", "interpreter", "inside.branch", "inside.copying", "inside.enclosure", "inside.folders"),
+    *("inside.frames", "inside.handle", "inside.kernel", "inside.processes", "inside.seeding", "inside.supervisor"),
+    *("inside.warming", "inside.worker"),
 )
 """`container`, and all of this package that it needs. A list, since reading it off the sources is not safe in threads."""
 
 
 def boot_text() -> str:
     """What a container's ``python3 -c`` is given."""
-    return _source("sandboxes.python.boot")
+    return _source("sandboxes.python.docker.boot")
 
 
 def sources() -> dict[str, str | None]:

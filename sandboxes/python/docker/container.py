@@ -17,12 +17,12 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from sandboxes.python import kernel
-from sandboxes.python.enclosure import Enclosure
-from sandboxes.python.frames import ChannelClosed, FrameChannel
+from sandboxes.python.inside import kernel
+from sandboxes.python.inside.enclosure import Enclosure
+from sandboxes.python.inside.frames import ChannelClosed, FrameChannel
+from sandboxes.python.inside.supervisor import Supervisor
+from sandboxes.python.inside.warming import WarmingFault, freeze, warm_up
 from sandboxes.python.interpreter import Limits
-from sandboxes.python.supervisor import Supervisor
-from sandboxes.python.warming import WarmingFault, freeze, warm_up
 
 HUNG_UP = 0
 """Exit status: the host is gone."""

@@ -21,9 +21,9 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from sandboxes.python import kernel
-from sandboxes.python.folders import DEEPEST
-from sandboxes.python.processes import set_mark
+from sandboxes.python.inside import kernel
+from sandboxes.python.inside.folders import DEEPEST
+from sandboxes.python.inside.processes import set_mark
 
 PIECE = 1 << 20
 

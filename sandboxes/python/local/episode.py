@@ -8,11 +8,11 @@ import sys
 import traceback
 from typing import NoReturn
 
-from sandboxes.python import kernel
-from sandboxes.python.confinement import Home, Plan, Walls, map_user
-from sandboxes.python.frames import ChannelClosed, FrameChannel
+from sandboxes.python.inside import kernel
+from sandboxes.python.inside.frames import ChannelClosed, FrameChannel
+from sandboxes.python.inside.supervisor import Supervisor
 from sandboxes.python.interpreter import Limits
-from sandboxes.python.supervisor import Supervisor
+from sandboxes.python.local.confinement import Home, Plan, Walls, map_user
 
 
 def fork_episode(plan: Plan, limits: Limits, home: Home, connection: int, to_close: tuple[int, ...]) -> int:

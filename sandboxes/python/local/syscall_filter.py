@@ -14,7 +14,7 @@ import os
 import socket
 from typing import Any
 
-from sandboxes.python.kernel import NAMESPACES
+from sandboxes.python.inside.kernel import NAMESPACES
 
 seccomp: Any
 try:

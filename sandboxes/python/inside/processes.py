@@ -62,7 +62,7 @@ class ProcessTree:
         self.entry = os.readlink("self", dir_fd=proc)
         # A process has an id in its own namespace and in each one above, outermost first. Only the id in the namespace of
         # the caller may be signalled by it: the same number means another process elsewhere.
-        self._depth = len(self._status(self.entry)["NSpid"].split()) - 1
+        self._depth = len(_ids(self._status(self.entry))) - 1
         self._has_children_file = self._readable(f"{self.entry}/task/{self.entry}/children")
 
     def myself(self) -> Process:
@@ -188,12 +188,12 @@ class ProcessTree:
 
     def _process(self, entry: str, parent: str) -> Process | None:
         status = self._status(entry)
-        if "NSpid" not in status:
+        if "Pid" not in status:
             return None  # it ended in between
         return Process(
             entry=entry,
             parent=parent,
-            id=int(status["NSpid"].split()[self._depth]),
+            id=int(_ids(status)[self._depth]),
             threads=int(status.get("Threads", "1")),
             resident_bytes=int(status.get("VmRSS", "0").split()[0]) * 1024,
             zombie=status["State"].split()[0] in "ZX",
@@ -228,3 +228,8 @@ class ProcessTree:
 def _signal(process_id: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(process_id, number)
+
+
+def _ids(status: dict[str, str]) -> list[str]:
+    """A process's ids, outermost namespace first; a kernel that does not list them all has but one."""
+    return (status["NSpid"] if "NSpid" in status else status["Pid"]).split()

@@ -30,9 +30,9 @@ from sys import byteorder, setprofile, settrace
 from traceback import format_exception
 from typing import Any
 
-from sandboxes.python.copying import copy_worker, hindrance
-from sandboxes.python.processes import set_mark
-from sandboxes.python.seeding import seed_generators
+from sandboxes.python.inside.copying import copy_worker, hindrance
+from sandboxes.python.inside.processes import set_mark
+from sandboxes.python.inside.seeding import seed_generators
 
 PACKET_BYTES = 32 * 1024
 """Largest part of a request; a packet socket takes about six times as much by default."""

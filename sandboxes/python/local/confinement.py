@@ -16,12 +16,12 @@ import stat
 from dataclasses import dataclass
 from typing import Any
 
-from sandboxes.python import kernel
-from sandboxes.python.enclosure import MOST_FILES, Enclosure, folder_names
-from sandboxes.python.folders import size_of_folder
+from sandboxes.python.inside import kernel
+from sandboxes.python.inside.enclosure import MOST_FILES, Enclosure, folder_names
+from sandboxes.python.inside.folders import size_of_folder
 from sandboxes.python.interpreter import Limits, Protection
-from sandboxes.python.libraries import Step
-from sandboxes.python.syscall_filter import compile_filter
+from sandboxes.python.local.libraries import Step
+from sandboxes.python.local.syscall_filter import compile_filter
 
 landlock: Any
 try:
