@@ -26,7 +26,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxes.faults import SandboxFault
-from sandboxes.python import Limits, container
+from sandboxes.python import Limits
+from sandboxes.python.docker import container
 from sandboxes.python.docker import engine as backend
 from sandboxes.python.docker.client import DockerClient
 from sandboxes.python.docker.container import CAPABILITIES

@@ -73,7 +73,7 @@ SETUPS = {
     "folders and links": (
         "import os; os.makedirs('a/b'); _ = open('a/b/f', 'w').write('x'); os.symlink('b/f', 'a/l'); os.link('a/b/f', 'h')\n"
         "os.symlink('nowhere', 'dangling'); os.mkfifo('pipe')",
-        "open('a/l').read(), os.stat('h').st_nlink, os.path.samefile('h', 'a/b/f'), os.readlink('dangling'), len(os.listdir())",
+        "open('a/l').read(), os.stat('h').st_nlink, os.path.samefile('h', 'a/b/f'), os.readlink('dangling')",
     ),
     "permissions and times": (
         "import os; open('f', 'w').close(); os.mkdir('d'); open('d/g', 'w').close()\n"

@@ -14,7 +14,15 @@ PACKAGES = ("sandboxes", "sandboxes.python", "sandboxes.python.docker", "sandbox
 MAIN = "sandboxes.python.docker.container"
 MODULES = (
     *("docker.container", "interpreter", "inside.branch", "inside.copying", "inside.enclosure", "inside.folders"),
-    *("inside.frames", "inside.handle", "inside.kernel", "inside.processes", "inside.seeding", "inside.supervisor"),
+    *(
+        "inside.frames",
+        "inside.handle",
+        "inside.kernel",
+        "inside.population",
+        "inside.processes",
+        "inside.seeding",
+        "inside.supervisor",
+    ),
     *("inside.warming", "inside.worker"),
 )
 """`container`, and all of this package that it needs. A list, since reading it off the sources is not safe in threads."""

@@ -19,6 +19,10 @@ WATCH_SECONDS = 0.04
 AFRESH = "The interpreter starts afresh: variables and imports are gone."
 
 
+class SupervisorFault(RuntimeError):
+    """The supervisor cannot do its work; the host hears of it as a fault."""
+
+
 def new_nonce() -> str:
     """A number that code cannot guess: what a worker says counts only with the one of the request at hand."""
     return os.urandom(16).hex()

@@ -20,7 +20,6 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 from sandboxes.python.inside.branch import (
@@ -30,6 +29,7 @@ from sandboxes.python.inside.branch import (
     Call,
     Copying,
     Starting,
+    SupervisorFault,
     new_nonce,
     plain_text,
     read_hint,
@@ -37,8 +37,7 @@ from sandboxes.python.inside.branch import (
 from sandboxes.python.inside.enclosure import Enclosure
 from sandboxes.python.inside.frames import ChannelClosed, Decoder, encode
 from sandboxes.python.inside.handle import Output, WorkerHandle, read_now
-from sandboxes.python.inside.processes import Process, ProcessTree
-from sandboxes.python.inside.worker import REAP
+from sandboxes.python.inside.population import Population
 
 WATCH_PAUSE = 3.0
 """After a look that took long, the next one comes after so many times as long."""
@@ -46,11 +45,6 @@ READY_SECONDS = 20.0
 """How long a fresh worker or a copy may take to stand ready, on a machine that is very busy."""
 STARTS = 3
 """How often a fresh worker may die before it is ready; another branch's code could kill it."""
-ENDING_SECONDS = 10.0
-
-
-class SupervisorFault(RuntimeError):
-    """The supervisor cannot do its work; the host hears of it as a fault."""
 
 
 class Supervisor:
@@ -69,9 +63,8 @@ class Supervisor:
         self._decoder = Decoder()
         self._outgoing = bytearray()
         self._enclosure = enclosure
-        self._tree = ProcessTree(proc)
-        self._baseline = self._tree.myself()
         self._branches: dict[int, Branch] = {}
+        self._population = Population(proc, self._branches)
         self._spoilt: set[int] = set()  # slots whose folders could not be emptied
         self._newest = 0
         self._greeting: dict[str, Any] | None = {"hello": True}
@@ -100,7 +93,7 @@ class Supervisor:
                 self._send({"fault": str(problem)})
         finally:
             try:
-                self._end_everything()
+                self._population.end_everything()
             finally:
                 self._enclosure.leave()
 
@@ -111,7 +104,7 @@ class Supervisor:
         for descriptor, event in self._poll.poll(wait):
             if descriptor == self._wakeup:
                 read_now(self._wakeup, 4096)
-                self._reap()
+                self._population.reap()
             elif descriptor in (self._reader, self._writer):
                 if event & select.POLLOUT:
                     self._flush()
@@ -180,7 +173,8 @@ class Supervisor:
     # Workers come and go
 
     def _start_root(self) -> None:
-        self._branches = {0: Branch(0, 0, self._fork_worker(0, 0))}
+        self._branches.clear()
+        self._branches[0] = Branch(0, 0, self._fork_worker(0, 0))
         self._newest = 0
         self._await_ready(self._branches[0])
 
@@ -198,7 +192,7 @@ class Supervisor:
 
     def _reset(self) -> None:
         """Turns the family into a single, clean interpreter."""
-        self._end_everything()
+        self._population.end_everything()
         for branch in self._branches.values():
             self._let_go(branch)
         for slot in {branch.slot for branch in self._branches.values()} | self._spoilt:
@@ -214,7 +208,7 @@ class Supervisor:
         """Ends one branch for good."""
         if isinstance(branch.activity, Copying):
             self._finish_copying(branch, branch.activity, "the interpreter was closed")
-        self._end_branch(branch)
+        self._population.end_branch(branch)
         self._let_go(branch)
         del self._branches[branch.number]
         self._empty(branch.slot)
@@ -232,18 +226,6 @@ class Supervisor:
             self._enclosure.empty(slot)
         except OSError:  # other branches may have been at it: no branch gets this folder before the next reset
             self._spoilt.add(slot)
-
-    def _reap(self) -> None:
-        """Asks every child that has ended how it did."""
-        workers = {branch.worker.id: branch.worker for branch in self._branches.values()}
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                ended, status = os.waitpid(-1, os.WNOHANG)
-                if not ended:
-                    return
-                if ended in workers:
-                    code = os.waitstatus_to_exitcode(status)
-                    workers[ended].end = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
 
     def _mourn(self, branch: Branch, request: dict[str, Any] | None = None) -> None:
         """Sees to a branch whose worker has died.
@@ -295,7 +277,7 @@ class Supervisor:
             if packet is None:
                 return
             if not packet:
-                self._await_death(branch)
+                self._population.await_death(branch)
                 return
             self._ignore(branch)
             fault = json.loads(packet).get("fault")
@@ -326,7 +308,7 @@ class Supervisor:
                 self._finish_call(branch, activity, "timeout", error)
                 return
             overfull = self._enclosure.overfull(branch.slot)
-            too_much = overfull or self._enclosure.overrun(self._members(branch), self._baseline)
+            too_much = overfull or self._enclosure.overrun(self._population.members(branch), self._population.supervisor)
             if too_much:
                 error = f"ResourceError: the code used more than {too_much} and was stopped. {AFRESH}"
                 self._finish_call(branch, activity, "killed", error, overfull=bool(overfull))
@@ -359,7 +341,7 @@ class Supervisor:
         if event & ~select.POLLOUT:
             packet = worker.read_hint()
             if packet == b"":
-                self._await_death(branch)
+                self._population.await_death(branch)
                 error = "The code closed the interpreter's own files."
                 if worker.end:
                     error = f"The interpreter's process {worker.end}."
@@ -372,13 +354,13 @@ class Supervisor:
 
     def _finish_call(self, branch: Branch, call: Call, status: str, error: str, overfull: bool = False) -> None:
         worker = branch.worker
-        if status in ("ok", "error") and not self._settle(branch, call.output):
+        if status in ("ok", "error") and not self._population.settle(branch, call.output):
             status = "killed"
             error = f"ResourceError: the code started processes faster than they could be stopped. {AFRESH}"
         lost = status in ("timeout", "killed")
         self._ignore(branch)
         if lost:
-            self._end_branch(branch)
+            self._population.end_branch(branch)
             while worker.read_output(call.output):
                 pass
             if overfull:
@@ -401,7 +383,7 @@ class Supervisor:
         coming = [other.activity.copy for other in self._branches.values() if isinstance(other.activity, Copying)]
         taken = {other.slot for other in (*self._branches.values(), *coming)} | self._spoilt
         free = [slot for slot in range(len(self._enclosure.folders)) if slot not in taken]
-        process = self._process_of(branch)
+        process = self._population.worker_process(branch)
         problem = self._enclosure.no_copies()
         if not problem and not free:
             problem = f"{len(taken)} branches are alive, and no more may be: raise Limits.branches, or close some"
@@ -436,7 +418,7 @@ class Supervisor:
         if packet is None:
             return
         if not packet and descriptor == branch.worker.control:
-            self._await_death(branch)
+            self._population.await_death(branch)
             self._finish_copying(branch, copying, f"the interpreter's process {branch.worker.end or 'hung up'}")
             return
         if not packet:
@@ -447,10 +429,8 @@ class Supervisor:
             self._finish_copying(branch, copying, plain_text(hint["refused"]))
         elif descriptor == branch.worker.control:
             copying.copied = copying.copied or "copied" in hint
-        elif "ready" in hint:
-            workers = {other.worker.id for other in self._branches.values()}
-            if sender not in workers and sender in self._tree.children():
-                copy.id = sender
+        elif "ready" in hint and self._population.is_newcomer(sender):
+            copy.id = sender
         if copying.copied and (copy.id or copying.lost) and branch.activity is copying:
             self._finish_copying(branch, copying, "" if copy.id else "the copy died")
 
@@ -463,100 +443,12 @@ class Supervisor:
             copy.worker.ready = True
             self._branches[copy.number] = copy
         nothing = Output(0)
-        if not branch.worker.end and not self._settle(branch, nothing):
-            self._end_branch(branch)
+        if not branch.worker.end and not self._population.settle(branch, nothing):
+            self._population.end_branch(branch)
         if problem:
-            self._end_marked(copy)
+            self._population.end_marked(copy)
             copy.worker.close()
             self._empty(copy.slot)
             self._answer(branch.number, refused=problem)
         else:
             self._answer(branch.number, forked=copy.number)
-
-    # The processes below
-
-    def _members(self, branch: Branch) -> list[Process]:
-        """The processes of a branch: its worker, what descends from it, and orphans that carry its mark."""
-        if len(self._branches) == 1:
-            return self._tree.below()
-        workers = {other.worker.id: other for other in self._branches.values()}
-        skip = {other.worker.entry for other in workers.values() if other is not branch and not other.worker.end}
-        busy = set()
-        for other in workers.values():
-            if other.activity is not None and other is not branch:
-                busy.add(other.number)
-            if isinstance(other.activity, Copying):
-                busy.add(other.activity.copy.number)
-        owners: dict[str, bool] = {}
-        for process in (below := self._tree.below(skip)):
-            if process.parent != self._tree.entry:
-                mine = owners[process.parent]
-            elif process.id in workers:
-                workers[process.id].worker.entry = process.entry
-                mine = process.id == branch.worker.id
-            else:
-                # A branch that is not busy has none, and a mark that nobody has is a forged one.
-                mine = self._tree.mark_of(process) not in busy
-            owners[process.entry] = mine
-        return [process for process in below if owners[process.entry]]
-
-    def _process_of(self, branch: Branch) -> Process | None:
-        return next((process for process in self._members(branch) if process.id == branch.worker.id), None)
-
-    def _settle(self, branch: Branch, output: Output) -> bool:
-        """After a call: stops the worker, ends the branch's other processes, takes in what was printed. False if they keep
-        coming."""
-        worker = branch.worker
-        for _ in range(20):
-            worker.stop()
-            strays = [process for process in self._members(branch) if process.id != worker.id]
-            if not strays:
-                worker.take_in(output)
-                return True
-            for process in strays:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.id, signal.SIGKILL)
-            # Children of the worker stay as zombies until it asks for them.
-            worker.go_on()
-            worker.write(REAP)
-            time.sleep(0.002)
-            self._reap()
-            if worker.end:
-                return False
-        return False
-
-    def _await_death(self, branch: Branch) -> None:
-        """After a worker has hung up: gives it a moment to die, so that one can say how it did."""
-        until = time.monotonic() + 0.02
-        self._reap()
-        while not branch.worker.end and time.monotonic() < until:
-            time.sleep(0.001)
-            self._reap()
-
-    def _end_branch(self, branch: Branch) -> None:
-        if len(self._branches) == 1:
-            self._end_everything()
-        else:
-            self._end_these(lambda: self._members(branch))
-        branch.worker.end = branch.worker.end or "was stopped"
-
-    def _end_marked(self, copy: Branch) -> None:
-        """Ends what there is of a copy that came to nothing."""
-        self._end_these(lambda: [process for process in self._tree.below() if self._tree.mark_of(process) == copy.number])
-
-    def _end_these(self, members: Callable[[], list[Process]]) -> None:
-        ended = self._tree.end(members, self._reap, ENDING_SECONDS)
-        waiting = {branch.worker.id for branch in self._branches.values() if branch.activity is None}
-        for process in self._tree.below() if os.getpid() == 1 else ():
-            if process.id not in waiting:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.id, signal.SIGCONT)
-        if not ended:
-            raise SupervisorFault(_NOT_ENDED)
-
-    def _end_everything(self) -> None:
-        if not self._tree.end_everything_below(ENDING_SECONDS):
-            raise SupervisorFault(_NOT_ENDED)
-
-
-_NOT_ENDED = f"processes of the code could not be ended within {ENDING_SECONDS:g} s: is the machine out of memory?"

@@ -21,6 +21,7 @@ from sandboxes.python.family import Family
 from sandboxes.python.inside.frames import ChannelClosed
 from sandboxes.python.inside.warming import environment
 from sandboxes.python.interpreter import Limits, Protection
+from sandboxes.python.owners import folder_name, owner
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,8 @@ class Zygote:
                 start_new_session=True,
             )
         try:
-            request = {"preload": preload, "isolation": isolation, "temporary": tempfile.gettempdir()}
+            temporary = os.path.join(tempfile.gettempdir(), folder_name(owner()))  # so the reaper knows whose it is
+            request = {"preload": preload, "isolation": isolation, "folder": temporary}
             self._socket.send(json.dumps(request).encode())
             self._socket.settimeout(START_SECONDS)
             answer = json.loads(self._socket.recv(65536) or b"{}")

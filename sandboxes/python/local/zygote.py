@@ -150,9 +150,8 @@ def unfit(plan: Plan, missing: tuple[str, ...]) -> str:
     return ""
 
 
-def make_folder(parent: str) -> str:
-    """A new folder in ``parent``. Not with ``tempfile``, whose idea of the temporary folder the episodes would inherit."""
-    folder = os.path.join(parent, f"sandbox-{os.urandom(8).hex()}")
+def make_folder(folder: str) -> str:
+    """Makes the temporary folder ``folder`` and returns it."""
     os.mkdir(folder)
     os.chmod(folder, 0o711)  # a worker of another user passes through to its own folder
     return folder
@@ -173,7 +172,7 @@ def main(descriptor: int) -> None:
     try:
         with socket.socket(fileno=descriptor) as host:
             request = json.loads(host.recv(65536))
-            folder = make_folder(request["temporary"])
+            folder = make_folder(request["folder"])
             zygote = Zygote(host, folder)
             answer = zygote.start(request["preload"], request["isolation"])
             host.send(json.dumps(answer).encode())
