@@ -7,7 +7,8 @@ Launchers are plain data, equal if they start the same kind. The engines behind 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sandboxes import shared
@@ -67,10 +68,12 @@ class DockerLauncher:
     Args:
         preload: Modules that a container imports before its first interpreter; None for the common ones.
         settings: What kind of containers.
+        host: Address of the engine, as in ``DOCKER_HOST``, which it is taken from.
     """
 
     preload: tuple[str, ...] | None
     settings: ContainerSettings
+    host: str | None = field(default_factory=lambda: os.environ.get("DOCKER_HOST"))
 
     def start(self, limits: Limits) -> Family:
         lease = shared.acquire(self, lambda: DockerEngine(self.settings, self.preload), linger=True)

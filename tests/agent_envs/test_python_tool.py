@@ -1,11 +1,16 @@
 """The Python tool on the real interpreter: what the policy reads, and whose doing a failure is."""
 
+import contextlib
 import copy
 import pickle
+import signal
+import threading
+import time
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from docker_engine import IMAGE, client_or_skip, own_engine
 
 import agent_envs
 from agent_envs.faults import EnvironmentFault
@@ -284,3 +289,33 @@ def test_limits_may_be_plain_data():
     env.reset(seed=0)
     assert env.step("<python>print('x' * 9)</python>")[0] == "xxxxx\n[the rest of the output was left out]"
     env.close()
+
+
+@pytest.mark.docker
+def test_an_engine_that_dies_in_the_middle_of_an_episode_is_an_environment_fault(monkeypatch):
+    with contextlib.closing(client_or_skip()) as client, own_engine(client) as engine:
+        monkeypatch.setenv("DOCKER_HOST", engine.address)
+        env = gym.make("agent_envs/MathTool-v0", backend="docker", python={"options": {"image": IMAGE, "preload": []}})
+        env.reset(seed=0)
+        assert env.step("<python>6 * 7</python>")[0] == "42"
+        threading.Timer(0.5, engine.signal, (signal.SIGKILL,)).start()
+        started = time.monotonic()
+        with pytest.raises(EnvironmentFault) as caught:
+            env.step("<python>import time; time.sleep(4)</python>")
+        assert time.monotonic() - started < 5.5
+        assert (caught.value.component, caught.value.retryable) == ("python", True)
+        env.close()
+
+
+@pytest.mark.docker
+def test_a_live_episode_in_a_container_is_copied():
+    client_or_skip().close()
+    env = gym.make("agent_envs/MathTool-v0", max_turns=9, backend="docker", python={"options": {"image": IMAGE}})
+    env.reset(seed=0)
+    env.step("<python>count = iter(range(9)); next(count)</python>")
+    twins = [copy.deepcopy(env) for _ in range(8)]
+    assert [twin.step("<python>next(count)</python>")[0] for twin in twins] == ["1"] * 8
+    assert env.step("<python>import os; os.kill(os.getpid(), 9)</python>")[4]["policy_fault"] == "killed"
+    assert [twin.step("<python>next(count)</python>")[0] for twin in twins] == ["2"] * 8
+    for each in (env, *twins):
+        each.close()

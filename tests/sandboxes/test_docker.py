@@ -172,7 +172,7 @@ def test_an_old_python_is_told_so_in_one_line() -> None:
 def test_a_traceback_of_the_program_shows_its_source() -> None:
     done = boot(boot_text(), first_message({"limits": {"no_such_limit": 1}}))
     assert done.returncode == container.FAILED
-    assert 'File "sandboxes/python/container.py", line ' in done.stderr.decode()
+    assert 'File "sandboxes/python/docker/container.py", line ' in done.stderr.decode()
     assert 'Limits(**options["limits"])' in done.stderr.decode()
 
 
