@@ -813,7 +813,15 @@ def test_gvisor_runs_the_same_program(client: Any) -> None:
     ):
         assert engine.protection.backend == "docker (runsc)"
         assert say(family, "6 * 7") == 42
-        assert "gVisor" in run(family, "print(open('/proc/version').read())")["stdout"] + "gVisor"
+        assert "4.4.0" in run(family, "print(open('/proc/version').read())")["stdout"], "the version that gVisor says it has"
+        assert run(family, "while True: pass", 0.5)["status"] == "timeout"
+        run(family, "x = 6")
+        copied = family.fork(0)["forked"]
+        run(family, "x = 7")
+        again = {"op": "run", "code": "print(x)", "timeout": 5.0, "display": False}
+        assert family.ask(copied, again)["stdout"] == "6\n"
+        family.renew()
+        assert "NameError" in run(family, "x")["error"]
 
 
 def test_the_supervisors_capabilities_are_the_ones_in_the_table() -> None:

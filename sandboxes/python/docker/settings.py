@@ -22,6 +22,8 @@ DAY = 86400.0
 BASE_MEMORY = 256 * MIB
 """Room for the warm process that all interpreters of a container are forked from, above the sum of theirs."""
 BASE_PROCESSES = 16
+OWN_KERNEL_PROCESSES = 256
+"""Threads of a runtime that is a kernel itself, such as gVisor's; the engine counts them with the container's."""
 MOST_PROCESSES = 4_000_000
 """The kernel takes no higher limit."""
 
@@ -120,7 +122,10 @@ def container_configuration(
             },
             "Memory": memory,
             "MemorySwap": memory,  # the sum of both: no swap
-            "PidsLimit": min(limits.branches * limits.processes + BASE_PROCESSES, MOST_PROCESSES),
+            "PidsLimit": min(
+                limits.branches * limits.processes + (OWN_KERNEL_PROCESSES if settings.runtime else BASE_PROCESSES),
+                MOST_PROCESSES,
+            ),
             "NanoCpus": int(settings.cpus * 1e9),
             "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "nofile", "Soft": 4096, "Hard": 4096}],
             "LogConfig": {"Type": "none"},

@@ -18,6 +18,7 @@ import select
 import signal
 import stat
 import sys
+import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -110,8 +111,17 @@ def copy_worker(home: str, folder: str, branch: int, wires: range, control: int,
     # All branches have one user, whose processes the kernel counts together; the supervisor counts each branch's.
     most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
     resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
-    if kernel.fork_beside():
+    original = os.getpid()
+    if child := kernel.fork_beside():
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child, 0)  # on a kernel that has made it this process's own child, it ends at once
         return False
+    if os.getppid() == original:  # old gVisor: an orphan becomes the supervisor's child too
+        between = os.getpid()
+        if kernel.fork_beside():
+            os._exit(0)
+        while os.getppid() == between:
+            time.sleep(0.0001)
     become_copy(home, folder, branch, wires, control, output)
     return True
 
