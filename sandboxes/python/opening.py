@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from sandboxes import shared
@@ -71,8 +72,11 @@ def open_interpreter(
     if backend == "auto" and image is None and runtime is None:
         launcher = local if isolation == "none" else strongest(docker, local)
 
+    sandbox_limits = replace(limits, timeout=Limits.timeout)  # that one is each call's, so it parts no pools
+
     def borrow() -> shared.Lease[Pool]:
-        return shared.acquire((launcher, limits), lambda: Pool(lambda: launcher.start(limits)), linger=True)
+        key = (launcher, sandbox_limits)
+        return shared.acquire(key, lambda: Pool(lambda: launcher.start(sandbox_limits)), linger=True)
 
     lease = borrow()
     try:

@@ -25,9 +25,10 @@ from sandboxes.faults import SandboxFault
 from sandboxes.python.docker.client import DockerClient
 from sandboxes.python.docker.link import DockerLink
 from sandboxes.python.docker.program import first_message
-from sandboxes.python.docker.settings import DEFAULT_IMAGE, ContainerSettings, container_configuration, work_folders
+from sandboxes.python.docker.settings import DEFAULT_IMAGE, ContainerSettings, container_configuration
 from sandboxes.python.docker.undertaker import Undertaker
 from sandboxes.python.family import Family
+from sandboxes.python.inside.enclosure import folder_names
 from sandboxes.python.inside.warming import environment
 from sandboxes.python.interpreter import Limits, Protection
 from sandboxes.python.local.syscall_filter import compile_filter
@@ -102,7 +103,7 @@ class DockerEngine:
         user = FIRST_USER + secrets.randbelow(LAST_USER - FIRST_USER)
         options = {
             "limits": asdict(limits),
-            "folders": work_folders(limits),
+            "folders": folder_names(limits.branches),
             "user": user,
             "preload": self._preload,
             "filter": base64.b64encode(self._filter).decode("ascii"),

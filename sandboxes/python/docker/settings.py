@@ -13,7 +13,7 @@ from typing import Any
 
 from sandboxes.python.docker.container import CAPABILITIES
 from sandboxes.python.docker.program import boot_text
-from sandboxes.python.inside.enclosure import MOST_FILES
+from sandboxes.python.inside.enclosure import MOST_FILES, folder_names
 from sandboxes.python.interpreter import MIB, Limits
 from sandboxes.python.reaper import EXPIRES_LABEL, OWNER_LABEL, owner
 
@@ -64,11 +64,6 @@ class ContainerSettings:
                 raise ValueError(f"ContainerSettings.{name} must be a number from {least:g}, found {value!r}")
 
 
-def work_folders(limits: Limits) -> list[str]:
-    """The work folders of a container, one for each interpreter that may live in it at a time."""
-    return ["/sandbox", *(f"/sandbox-{slot}" for slot in range(1, limits.branches))]
-
-
 def container_configuration(
     image: str, settings: ContainerSettings, limits: Limits, user: int, variables: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -117,7 +112,7 @@ def container_configuration(
             "SecurityOpt": ["no-new-privileges"],
             "ReadonlyRootfs": True,
             "Tmpfs": {
-                **dict.fromkeys(work_folders(limits), folder),
+                **dict.fromkeys(folder_names(limits.branches), folder),
                 "/tmp": "ro,nosuid,nodev,noexec,size=4k,mode=555",  # else runsc puts a writable one there
             },
             "Memory": memory,
