@@ -31,6 +31,7 @@ Way = Callable[[gym.Env[str, str]], Any]
 
 def branch(env: gym.Env[str, str], way: Way, copies: int, expected: str) -> tuple[float, float]:
     """Seconds that the copies took together, and with a step of each."""
+    env.step("<python>1</python>")  # waits for the end of what an earlier round has closed
     started = time.perf_counter()
     twins = [way(env) for _ in range(copies)]
     forked = time.perf_counter() - started
@@ -55,7 +56,7 @@ def main() -> None:
     size = arguments.megabytes * 1_000_000 // 8
     for backend in arguments.backend:
         options = {"image": arguments.image} if backend == "docker" and arguments.image else {}
-        env = gym.make("agent_envs/MathTool-v0", backend=backend, python={"options": options})
+        env = gym.make("agent_envs/MathTool-v0", max_turns=10_000, backend=backend, python={"options": options})
         print(f"{backend}, {arguments.copies} copies of an episode with {arguments.megabytes} MB")
         show_load("before")
         try:
