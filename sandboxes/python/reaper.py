@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 
-import docker  # type: ignore[import-untyped]
+import docker
 
 from sandboxes.faults import SandboxFault
 from sandboxes.python.docker.client import DockerClient

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import docker  # type: ignore[import-untyped]
+import docker
 
 from sandboxes.faults import SandboxFault
 from sandboxes.python.docker.client import DockerClient

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import docker  # type: ignore[import-untyped]
+import docker
 from urllib3.exceptions import HTTPError
 
 from sandboxes.faults import SandboxFault

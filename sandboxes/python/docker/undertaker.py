@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 
-import docker  # type: ignore[import-untyped]
+import docker
 
 from sandboxes.faults import SandboxFault
 from sandboxes.python.docker.client import DockerClient

@@ -61,7 +61,7 @@ class Zygote:
         self._lock = threading.Lock()
         self._folder = ""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process runs
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-s", "-B", "-c", _BOOT, str(theirs.fileno()), _HERE, *_import_path()],
