@@ -8,8 +8,8 @@ import sys
 
 from sandboxes.faults import SandboxFault
 from sandboxes.python import open_interpreter
-from sandboxes.python.docker.engine import DEFAULT_IMAGE
 from sandboxes.python.docker.image import DEBIAN_PACKAGES, build_from_debian, build_from_dockerfile
+from sandboxes.python.docker.settings import DEFAULT_IMAGE
 from sandboxes.python.reaper import reap
 
 

@@ -13,7 +13,8 @@ from typing import Protocol
 
 from sandboxes import shared
 from sandboxes.faults import SandboxFault
-from sandboxes.python.docker.engine import ContainerSettings, DockerEngine
+from sandboxes.python.docker.engine import DockerEngine
+from sandboxes.python.docker.settings import ContainerSettings
 from sandboxes.python.family import Family
 from sandboxes.python.inside.frames import ChannelClosed
 from sandboxes.python.interpreter import Limits

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from sandboxes import shared
-from sandboxes.python.docker.engine import DEFAULT_IMAGE, ContainerSettings
+from sandboxes.python.docker.settings import DEFAULT_IMAGE, ContainerSettings
 from sandboxes.python.interpreter import Interpreter, Limits
 from sandboxes.python.launchers import DockerLauncher, Launcher, LocalLauncher, strongest
 from sandboxes.python.pool import Pool

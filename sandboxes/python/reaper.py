@@ -21,9 +21,7 @@ import docker
 from sandboxes.faults import SandboxFault
 from sandboxes.python.docker.client import DockerClient
 from sandboxes.python.inside.folders import remove_folder
-from sandboxes.python.owners import fate, folder_name, is_gone, owner, owner_of_folder
-
-__all__ = ["EXPIRES_LABEL", "OWNER_LABEL", "folder_name", "is_gone", "owner", "reap", "reap_in_background"]
+from sandboxes.python.owners import fate, owner_of_folder
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,8 @@ from sandboxes.python.docker.program import MAIN, boot_text, first_message, sour
 from sandboxes.python.docker.settings import BASE_MEMORY, BASE_PROCESSES, ContainerSettings, container_configuration
 from sandboxes.python.family import Family, SandboxEnded
 from sandboxes.python.inside.frames import Decoder
-from sandboxes.python.reaper import OWNER_LABEL, owner
+from sandboxes.python.owners import owner
+from sandboxes.python.reaper import OWNER_LABEL
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
@@ -655,9 +656,10 @@ def test_a_forked_process_leaves_its_parents_containers_alone(client: Any, engin
 def test_no_container_outlives_a_killed_process(client: Any) -> None:
     code = f"""
 import os, signal
-from sandboxes.python.docker.engine import ContainerSettings, DockerEngine
+from sandboxes.python.docker.engine import DockerEngine
+from sandboxes.python.docker.settings import ContainerSettings
 from sandboxes.python import Limits
-from sandboxes.python.reaper import owner
+from sandboxes.python.owners import owner
 engine = DockerEngine(ContainerSettings(image={IMAGE!r}), preload=())
 families = [engine.start(Limits(branches=2)) for _ in range(3)]
 print(owner(), flush=True)
@@ -678,9 +680,10 @@ families[0].ask(0, {{"op": "run", "code": "while True: pass", "timeout": 60, "di
 def test_a_process_that_ends_waits_for_its_containers(client: Any) -> None:
     code = f"""
 from sandboxes import shared
-from sandboxes.python.docker.engine import ContainerSettings, DockerEngine
+from sandboxes.python.docker.engine import DockerEngine
+from sandboxes.python.docker.settings import ContainerSettings
 from sandboxes.python import Limits
-from sandboxes.python.reaper import owner
+from sandboxes.python.owners import owner
 engine = shared.acquire("engine", lambda: DockerEngine(ContainerSettings(image={IMAGE!r}), preload=()), linger=True).engine
 families = [engine.start(Limits(branches=2)) for _ in range(2)]
 print(owner())

@@ -1,6 +1,6 @@
 """The docker backend: interpreters in containers, each of which serves one family of forks at a time.
 
-`container_settings` says how a container is shut in. It runs `container` as its first process and needs nothing but a
+`settings` says how a container is shut in. It runs `container` as its first process and needs nothing but a
 ``python3`` from its image: the program comes in over the connection that it serves. When that connection ends, for whatever
 reason, the container ends and the engine removes it; `DockerEngine.close` makes certain of that, and what a killed process
 leaves is the business of the `reaper`.
@@ -25,7 +25,7 @@ from sandboxes.faults import SandboxFault
 from sandboxes.python.docker.client import DockerClient
 from sandboxes.python.docker.link import DockerLink
 from sandboxes.python.docker.program import first_message
-from sandboxes.python.docker.settings import DEFAULT_IMAGE, ContainerSettings, container_configuration
+from sandboxes.python.docker.settings import ContainerSettings, container_configuration
 from sandboxes.python.docker.undertaker import Undertaker
 from sandboxes.python.family import Family
 from sandboxes.python.inside.enclosure import folder_names
@@ -33,8 +33,6 @@ from sandboxes.python.inside.warming import environment
 from sandboxes.python.interpreter import Limits, Protection
 from sandboxes.python.local.syscall_filter import compile_filter
 from sandboxes.python.reaper import reap_in_background
-
-__all__ = ["DEFAULT_IMAGE", "ContainerSettings", "DockerEngine"]
 
 logger = logging.getLogger(__name__)
 

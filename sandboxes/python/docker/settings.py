@@ -15,7 +15,8 @@ from sandboxes.python.docker.container import CAPABILITIES
 from sandboxes.python.docker.program import boot_text
 from sandboxes.python.inside.enclosure import MOST_FILES, folder_names
 from sandboxes.python.interpreter import MIB, Limits
-from sandboxes.python.reaper import EXPIRES_LABEL, OWNER_LABEL, owner
+from sandboxes.python.owners import owner
+from sandboxes.python.reaper import EXPIRES_LABEL, OWNER_LABEL
 
 DEFAULT_IMAGE = "agent-envs-python:1"
 DAY = 86400.0

@@ -66,7 +66,6 @@ class WorkerHandle:
         entry: Its name in /proc, once somebody has looked; "" before.
         control: Packet socket to it.
         output: Pipe of its standard output and error.
-        ready: It stands, shut in, and waits for a request.
         fresh: None of the code has run in it.
         end: How it ended, in words; "" while it lives.
     """
@@ -81,7 +80,6 @@ class WorkerHandle:
         os.set_blocking(self.output, False)
         self.id = 0
         self.entry = ""
-        self.ready = False
         self.fresh = False
         self.end = ""
 
@@ -102,7 +100,7 @@ class WorkerHandle:
                 run_worker(worker._their_control, worker._their_output, confine, branch, open_files)
             finally:
                 _exit(1)
-        worker.close_far_ends()
+        worker._close_far_ends()
         return worker
 
     def order_copy(self, order: dict[str, Any]) -> WorkerHandle:
@@ -115,10 +113,10 @@ class WorkerHandle:
         rights = array.array("i", [copy._their_control, copy._their_output])
         with _borrowed(self.control) as control:
             control.sendmsg([COPY + json.dumps(order).encode("ascii")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-        copy.close_far_ends()
+        copy._close_far_ends()
         return copy
 
-    def close_far_ends(self) -> None:
+    def _close_far_ends(self) -> None:
         """Lets go of the ends that the worker has."""
         os.close(self._their_control)
         os.close(self._their_output)

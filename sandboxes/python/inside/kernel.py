@@ -23,7 +23,7 @@ NAMESPACES = {
 }
 """Flags of ``clone`` by the names used here."""
 
-CAPABILITIES = {"dac_read_search": 2, "kill": 5, "setgid": 6, "setuid": 7, "sys_admin": 21}
+CAPABILITIES = {"dac_read_search": 2, "kill": 5, "setgid": 6, "setuid": 7}
 """Numbers of the capabilities that a supervisor may keep."""
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
@@ -160,14 +160,6 @@ def keep_capabilities(names: Iterable[str]) -> None:
         if problem.errno != errno.EINVAL:  # gVisor has no ambient ones
             raise
     _check("capset", _libc.capset(ctypes.byref(header), ctypes.byref(data)))
-
-
-def effective_capabilities() -> int:
-    """This process's effective capabilities as a bit mask."""
-    data = (_CapabilityData * 2)()
-    header = _CapabilityHeader(0x20080522, 0)
-    _check("capget", _libc.capget(ctypes.byref(header), ctypes.byref(data)))
-    return int(data[0].effective) | int(data[1].effective) << 32
 
 
 def load_filter(program: bytes) -> None:

@@ -283,7 +283,6 @@ class Supervisor:
             fault = json.loads(packet).get("fault")
             if fault:
                 raise SupervisorFault(f"a worker could not be shut in: {fault}")
-            branch.worker.ready = True
             branch.worker.stop()
             self._say_ready(branch)
 
@@ -440,7 +439,6 @@ class Supervisor:
         copy = copying.copy
         if not problem:
             copy.worker.stop()
-            copy.worker.ready = True
             self._branches[copy.number] = copy
         nothing = Output(0)
         if not branch.worker.end and not self._population.settle(branch, nothing):
