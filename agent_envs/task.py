@@ -11,11 +11,14 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from agent_envs.moves import Move
+
+if TYPE_CHECKING:  # a tool is reset with a task, so the two name each other
+    from agent_envs.tool import Tool
 
 Oracle = Callable[[str], Move]
 """A scripted expert of one episode: the latest observation -> the next move."""
@@ -86,6 +89,22 @@ class Verifier(ABC):
             EnvironmentFault: The verifier itself is broken.
         """
 
+    def verify_episode(self, answer: str, task: Task, tools: Sequence[Tool]) -> Verdict:
+        """Judges an episode by its answer, or by what it has changed in the world that its tools act on.
+
+        What an environment calls at the end of an episode; most verifiers look at the answer alone. What tools have returned
+        is not to be asked for: only what the policy wrote or did can earn anything.
+
+        Args:
+            answer: As for `verify`.
+            task: The task, with its gold answers.
+            tools: The tools of the episode as it has left them.
+
+        Raises:
+            EnvironmentFault: The verifier itself, or what it looks at, is broken.
+        """
+        return self.verify(answer, task)
+
     def close(self) -> None:  # noqa: B027 - most verifiers hold nothing
         """Lets go of processes. Calling it twice is fine; the next ``verify`` opens again."""
 
@@ -100,10 +119,12 @@ class TaskSource(ABC):
     Attributes:
         name: Short name, used in task ids, run folders and messages.
         splits: The splits that this source has.
+        vocabulary: Pieces that its texts are largely made of, each worth a token to a policy that is built for them.
     """
 
     name: str
     splits: tuple[str, ...] = SPLITS
+    vocabulary: tuple[str, ...] = ()
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, split: str) -> Task:

@@ -1,15 +1,14 @@
-"""Tasks that others made: files in GSM8K's format, GSM8K itself, and the reasoning-gym library."""
+"""Tasks that others made and that are fetched or made when they are needed: GSM8K, and the reasoning-gym library."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import os
 import re
 import tempfile
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,80 +17,14 @@ import numpy as np
 from agent_envs.faults import EnvironmentFault
 from agent_envs.moves import Answer, Call, Move
 from agent_envs.task import SPLITS, NoOracle, Oracle, Task, TaskSource, UnknownTask, UnknownTaskSource, split_of
+from agent_envs.tasks.questions import BrokenTaskFile, JsonlTasks
 from agent_envs.verifiers import Verifier, pool
 from agent_envs.verifiers.reasoning_gym import ReasoningGymVerifier
 
 _GSM8K_URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/{}.jsonl"
 _GSM8K_ROWS = {"train": 7473, "test": 1319}
-_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _ITEM_SECONDS = 60.0  # to make one item; the slowest data set takes about one
 _DRAWS = 1_000  # before a data set is held to have no task of a split
-
-
-class BrokenTaskFile(ValueError):
-    """A file of tasks does not hold what it should."""
-
-    def __init__(self, path: str | Path, line: int, expected: str, found: str) -> None:
-        super().__init__(f"{path}:{line}: expected {expected}, found {found}")
-
-
-class JsonlTasks(TaskSource):
-    """One JSON object a line, as GSM8K has them: ``{"question": ..., "answer": ...}``.
-
-    The gold answer is what follows ``####`` in the last line of ``answer``, or else the whole of it (a string or a number).
-    Splits are those of several files, or a line's own ``"split"``, or else by the question's content as for generated tasks.
-    Everything is read and checked at once; blank lines are passed over.
-
-    Args:
-        files: The path of a file, or one path a split.
-        name: Short name, the start of every task id; the file's own if empty.
-
-    Raises:
-        BrokenTaskFile: A line is not as expected, or a file has no task.
-        OSError: A file cannot be read.
-    """
-
-    def __init__(self, files: str | Path | Mapping[str, str | Path], name: str = "") -> None:
-        by_split = dict(files) if isinstance(files, Mapping) else {"": files}
-        self.name = name or Path(next(iter(by_split.values()))).stem
-        self._tasks: dict[str, Task] = {}
-        self._ids: dict[str, list[str]] = {}
-        for split, path in by_split.items():
-            for line, row in _read_rows(Path(path)):
-                task = self._task(row, path, line, split)
-                self._tasks[task.id] = task
-                self._ids.setdefault(split or row.get("split") or split_of(task.question), []).append(task.id)
-        self.splits = tuple(sorted(self._ids, key=lambda split: (SPLITS.index(split) if split in SPLITS else 9, split)))
-
-    def sample(self, rng: np.random.Generator, split: str) -> Task:
-        """Draws a task of the split, all alike."""
-        ids = self.ids(split)
-        return self._tasks[ids[int(rng.integers(len(ids)))]]
-
-    def get(self, task_id: str) -> Task:
-        """The task of a line; ids read ``NAME:LINE``, with the split in between where there are several files."""
-        if task_id not in self._tasks:
-            raise UnknownTask(f"tasks {self.name!r} have no task {task_id!r}; ids read like {next(iter(self._tasks))!r}")
-        return self._tasks[task_id]
-
-    def ids(self, split: str) -> Sequence[str]:
-        """The ids of a split in the order of the file."""
-        if split not in self._ids:
-            raise UnknownTask(f"tasks {self.name!r} have the splits {list(self.splits)}, found {split!r}")
-        return tuple(self._ids[split])
-
-    def _task(self, row: Mapping[str, Any], path: str | Path, line: int, split: str) -> Task:
-        question, answer = row.get("question"), row.get("answer")
-        if not isinstance(question, str) or not question.strip():
-            raise BrokenTaskFile(path, line, 'a text under "question"', _kind(row, "question"))
-        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-            raise BrokenTaskFile(path, line, 'a text or a number under "answer"', _kind(row, "answer"))
-        if not isinstance(row.get("split", ""), str):
-            raise BrokenTaskFile(path, line, 'a name under "split"', _kind(row, "split"))
-        gold = _gold(str(answer))
-        if not gold:
-            raise BrokenTaskFile(path, line, "a gold answer, after #### or as the whole answer", repr(answer)[:80])
-        return Task(":".join(filter(None, (self.name, split, str(line)))), question, (gold,))
 
 
 def gsm8k(folder: str | Path | None = None) -> JsonlTasks:
@@ -203,39 +136,6 @@ class ReasoningGym(TaskSource):
 
     def _arguments(self, seed: int) -> dict[str, Any]:
         return {**self.config, "seed": seed, "size": 1}
-
-
-def _read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise BrokenTaskFile(path, number, "UTF-8", f"byte {error.object[error.start]:#04x}") from error
-        except (ValueError, RecursionError) as error:
-            raise BrokenTaskFile(
-                path, number, "a JSON object", f"{line[:60].decode(errors='replace')!r} ({error})"
-            ) from error
-        if not isinstance(row, dict):
-            raise BrokenTaskFile(path, number, "a JSON object", type(row).__name__)
-        rows.append((number, row))
-    if not rows:
-        raise BrokenTaskFile(path, 1, "a JSON object a line", "an empty file")
-    return rows
-
-
-def _gold(answer: str) -> str:
-    """What follows the last ``####``, without thousands separators, or the whole answer where there is none."""
-    _, mark, last = answer.rpartition("####")
-    return _THOUSANDS.sub("", last).strip() if mark else answer.strip()
-
-
-def _kind(row: Mapping[str, Any], key: str) -> str:
-    if key not in row:
-        return f"no such key among {sorted(row)}"
-    return f"{type(row[key]).__name__} {row[key]!r}"[:80]
 
 
 def _cache() -> Path:

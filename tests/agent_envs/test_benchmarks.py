@@ -1,4 +1,4 @@
-"""Tasks from files in GSM8K's format and from reasoning-gym."""
+"""Tasks from files of questions, from GSM8K and from reasoning-gym."""
 
 import json
 import os
@@ -14,7 +14,8 @@ import agent_envs  # noqa: F401 - registers the ids
 from agent_envs.actions import Call
 from agent_envs.task import NoOracle, UnknownTask, UnknownTaskSource, split_of
 from agent_envs.tasks import benchmarks
-from agent_envs.tasks.benchmarks import BrokenTaskFile, JsonlTasks, ReasoningGym, gsm8k
+from agent_envs.tasks.benchmarks import ReasoningGym, gsm8k
+from agent_envs.tasks.questions import BrokenTaskFile, JsonlTasks
 from agent_envs.verifiers.math import MathVerifier
 
 ROWS = [
@@ -81,20 +82,25 @@ def test_sampling_is_seeded_and_reaches_every_task(tmp_path):
 @pytest.mark.parametrize(
     ("content", "line", "message"),
     [
-        (b"", 1, "expected a JSON object a line, found an empty file"),
+        (b"", 1, "expected a JSON object a line, or an array of them, found an empty file"),
         (b"\n \n", 1, "an empty file"),
         (b"not json\n", 3, "expected a JSON object, found 'not json'"),
         (b'{"question": "x"', 3, 'expected a JSON object, found \'{"question": "x"\''),
         (b"[1]\n", 3, "expected a JSON object, found list"),
         (b'{"problem": "x", "answer": "1"}\n', 3, 'expected a text under "question", found no such key among'),
         (b'{"question": " ", "answer": "1"}\n', 3, "found str ' '"),
-        (b'{"question": "x"}\n', 3, 'expected a text or a number under "answer", found no such key'),
-        (b'{"question": "x", "answer": ["1"]}\n', 3, "found list ['1']"),
+        (b'{"question": "x"}\n', 3, 'expected a text or a number under "answer", or a list of them, found no such key'),
+        (b'{"question": "x", "answer": [["1"]]}\n', 3, "found list [['1']]"),
+        (b'{"question": "x", "answers": {"text": ["1"]}}\n', 3, "found dict {'text'"),
+        (b'{"question": "x", "golden_answers": [], "answer": "1"}\n', 3, 'expected a gold answer under "golden_answers"'),
+        (b'{"question": "x", "golden_answers": ["1", null]}\n', 3, "a list of them, found list"),
+        (b'{"question": "x", "answer": "1", "answer_aliases": "y", "split": true}\n', 3, "found bool True"),
+        (b'{"question": "x", "answer": "1", "answer_aliases": [true]}\n', 3, 'under "answer_aliases"'),
         (b'{"question": "x", "answer": true}\n', 3, "found bool True"),
         (
             b'{"question": "x", "answer": "because\\n#### "}\n',
             3,
-            "expected a gold answer, after #### or as the whole answer",
+            'expected a gold answer under "answer", after #### or as a whole',
         ),
         (b'{"question": "x", "answer": "1", "split": 3}\n', 3, 'expected a name under "split"'),
         (b'{"question": "\xff", "answer": "1"}\n', 3, "expected UTF-8, found byte 0xff"),
@@ -110,6 +116,105 @@ def test_a_broken_line_is_named_with_what_was_expected(tmp_path, content, line, 
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, ValueError)
+
+
+FORMS = {
+    "FlashRAG": (
+        '{"id": "test_0", "question": "who got the first nobel prize in physics", '
+        '"golden_answers": ["Wilhelm Conrad R\u00f6ntgen", " W. R\u00f6ntgen "], "metadata": {}}\n',
+        ("Wilhelm Conrad Röntgen", "W. Röntgen"),
+        {"id": "test_0"},
+    ),
+    "HotpotQA": (
+        '[{"_id": "5a8b57f2", "answer": "yes", "question": "Were both born there?", "type": "comparison", "level": "hard", '
+        '"supporting_facts": [["Scott", 0]], "context": [["Scott", ["He, [one] {of} them."]]]}]',
+        ("yes",),
+        {"id": "5a8b57f2", "type": "comparison", "level": "hard"},
+    ),
+    "2WikiMultihopQA": (
+        '[\n {"_id": "13f5ad2c", "type": "bridge_comparison", "question": "Who?", "context": [], "answer": "Ruy Guerra",\n'
+        '  "supporting_facts": [], "evidences": [["x", "director", "y"]], "answer_id": "Q1"}\n]\n',
+        ("Ruy Guerra",),
+        {"id": "13f5ad2c", "type": "bridge_comparison"},
+    ),
+    "MuSiQue": (
+        '{"id": "2hop__13548_13529", "paragraphs": [], "question": "When?", "question_decomposition": [], '
+        '"answer": "June 1982", "answer_aliases": ["1982", "June 1982", ""], "answerable": true}\n',
+        ("June 1982", "1982"),
+        {"id": "2hop__13548_13529"},
+    ),
+    "a list of answers": ('{"question": "x", "answers": ["one", 1, 1.5]}', ("one", "1", "1.5"), {}),
+    "a list as the answer": ('{"question": "x", "answer": ["#### 1,000", "x####y"]}', ("#### 1,000", "x####y"), {}),
+    "marks in an answer": ('{"question": "x", "answer": "the #### sign"}', ("the #### sign",), {}),
+    "marks in one gold answer": ('{"question": "x", "golden_answers": "a\\n#### b"}', ("a\n#### b",), {}),
+    "marks in a gold answer": ('{"question": "x", "golden_answers": ["a\\n#### b"]}', ("a\n#### b",), {}),
+    "the first that there is": (
+        '{"question": "x", "answer": "3", "answers": ["2"], "golden_answers": "1"}',
+        ("1",),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "golds", "about"), FORMS.values(), ids=FORMS)
+def test_the_forms_of_the_usual_data_sets(tmp_path, content, golds, about):
+    for path, mark in ((tmp_path / "dev.json", b""), (tmp_path / "with_mark.jsonl", b"\xef\xbb\xbf")):
+        path.write_bytes(mark + content.encode())
+        task = JsonlTasks({"test": path}).get(f"{path.stem}:test:1")
+        assert (task.answers, dict(task.metadata)) == (golds, about)
+
+
+def test_an_array_is_read_like_lines(tmp_path):
+    (tmp_path / "array.json").write_text(json.dumps(ROWS, indent=1))
+    lines, array = JsonlTasks(write(tmp_path / "lines.jsonl", ROWS), "x"), JsonlTasks(tmp_path / "array.json", "x")
+    assert array.splits == lines.splits
+    for split in lines.splits:
+        assert array.ids(split) == lines.ids(split)
+        assert [array.get(task_id) for task_id in array.ids(split)] == [lines.get(task_id) for task_id in lines.ids(split)]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "message"),
+    [
+        ("[]", 1, "or an array of them, found an empty array"),
+        ("[\n", 2, "a JSON object as number 1 of the array, found the end of the file"),
+        ('[\n{"question": "q", "answer": 1},\n\n17]', 4, "expected a JSON object, found int"),
+        ('[\n{"question": "q", "answer": 1},\n\n{"question": "r"}]', 4, 'under "answer", or a list'),
+        (
+            '[{"question": "q", "answer": 1},\n {"question": "cut in the mid',
+            2,
+            'number 2 of the array, found \'{"question": "cut',
+        ),
+        (
+            '[{"question": "q", "answer": 1}\n',
+            2,
+            "expected a comma, or ] and no more, after number 1 of the array, found the end",
+        ),
+        ('[{"question": "q", "answer": 1},\n', 2, "number 2 of the array, found the end of the file"),
+        ('[{"question": "q", "answer": 1},]', 1, "number 2 of the array, found ']'"),
+        ('[{"question": "q", "answer": 1}\n{"question": "r", "answer": 1}]', 2, "expected a comma"),
+        ('[{"question": "q", "answer": 1}]\n\n[]', 3, "found '[]'"),
+        ('[]\n{"question": "q", "answer": 1}', 2, "after number 0 of the array, found '{"),
+        ("[" * 100_000, 1, "a JSON object as number 1 of the array"),
+    ],
+)
+def test_a_broken_array_is_named_with_the_place(tmp_path, content, line, message):
+    path = tmp_path / "broken.json"
+    path.write_text(content)
+    with pytest.raises(BrokenTaskFile) as caught:
+        JsonlTasks(path)
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_cut_of_a_file_is_noticed(tmp_path):
+    path = tmp_path / "cut.json"
+    whole = json.dumps(ROWS[:2], indent=1)
+    for length in range(len(whole)):
+        path.write_text(whole[:length])
+        with pytest.raises(BrokenTaskFile):
+            JsonlTasks(path)
 
 
 def test_unknown_ids_and_splits(file):
