@@ -13,7 +13,7 @@ from agent_envs.actions import Format, Message, Parsed, Piece, PlainFormat, TagF
 from agent_envs.env import ToolEnv
 from agent_envs.faults import POLICY_FAULTS, EnvironmentFault, ForkError
 from agent_envs.moves import Answer, Call, Move
-from agent_envs.registration import ENVIRONMENTS, math_tool, open_tasks, register
+from agent_envs.registration import ENVIRONMENTS, deep_search, math_tool, open_tasks, register, web_browse, wiki_search
 from agent_envs.spaces import String
 from agent_envs.task import NoOracle, Task, TaskSource, UnknownTask, UnknownTaskSource
 from agent_envs.tool import Tool, ToolError, ToolResult
@@ -47,9 +47,12 @@ __all__ = [
     "UnknownTaskSource",
     "Verdict",
     "Verifier",
+    "deep_search",
     "math_tool",
     "open_tasks",
     "register",
+    "web_browse",
+    "wiki_search",
 ]
 
 register()

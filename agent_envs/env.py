@@ -284,11 +284,12 @@ class ToolEnv(gym.Env[str, str]):
         return result
 
     def _fork_tool(self, position: int, tool: Tool) -> Tool:
-        if tool.fidelity == "none":
-            raise ForkError(f"tool {tool.name!r} cannot be copied: its fidelity is 'none'")
         with self._fault_boundary(tool.name, ends_episode=False):
             if tool.fidelity == "exact":
                 return tool.fork()
+            if tool.fidelity == "none":
+                tool.fork()  # a tool that says why not says it here
+                raise ForkError(f"tool {tool.name!r} cannot be copied: its fidelity is 'none'")
             twin = tool.fresh()
             if self._episode is not None and not self._episode.over:
                 try:
@@ -338,7 +339,7 @@ class ToolEnv(gym.Env[str, str]):
         verdict = Verdict(0.0, False)
         if answer is not None:
             with self._fault_boundary("verifier"):
-                verdict = self.verifier.verify(answer.text, episode.task)
+                verdict = self.verifier.verify_episode(answer.text, episode.task, self.tools)
         episode.over = True
         score = reward_parts(
             verdict.accuracy,

@@ -20,7 +20,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,14 +98,22 @@ class Recipe:
     context_weight: float = 0.1
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, digits two by two, and one token for each tag, for ``\\boxed{`` and for the turns of a conversation."""
+def tiny_tokenizer(vocabulary: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Bytes, digits two by two, and one token for each tag, for ``\\boxed{`` and for the turns of a conversation.
+
+    Args:
+        vocabulary: Further texts that are one token each, such as the words of an environment's own tasks.
+    """
     pairs = [(first, second) for first in "0123456789" for second in "0123456789"]
     words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(first + second for first, second in pairs)]
-    tokenizer = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=pairs))
+    words += [_byte_level(text) for text in vocabulary]
+    tokenizer = Tokenizer(
+        models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=pairs, ignore_merges=bool(vocabulary))
+    )
+    pieces = [*map(re.escape, sorted(vocabulary, key=lambda text: (-len(text), text))), r"\d{1,2}"]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\d{1,2}"), "isolated"),
+            pre_tokenizers.Split(Regex("|".join(pieces)), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -116,6 +124,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>", chat_template=_CHAT_TEMPLATE
     )
+
+
+def _byte_level(text: str) -> str:
+    """A text as the byte-level alphabet spells it."""
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0]
 
 
 def untaught(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -162,7 +175,7 @@ def tiny_policy(
     """
     recipe = recipe or Recipe()
     cache = cache or Path(os.environ.get("AGENT_ENVS_CACHE", "~/.cache/agent-envs")).expanduser()
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(_vocabulary(make_env))
     teacher = _Teacher(make_env, Renderer(tokenizer), recipe)
     folder = cache / "tiny" / _fingerprint(recipe, tokenizer, teacher)
     if not folder.exists():
@@ -178,6 +191,13 @@ def tiny_policy(
             shutil.rmtree(unfinished)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def _vocabulary(make_env: Callable[[], gym.Env[Any, Any]]) -> tuple[str, ...]:
+    """The texts that the environment's tasks are made of."""
+    environment = make_env()
+    environment.close()
+    return environment.unwrapped.tasks.vocabulary if isinstance(environment.unwrapped, ToolEnv) else ()
 
 
 def _fingerprint(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: _Teacher) -> str:
