@@ -192,7 +192,7 @@ def deep_search(
     max_observation: int = 8_000,
     max_action: int = 32_000,
 ) -> ToolEnv:
-    """``agent_envs/DeepSearch-v0``: questions of several hops; a search engine that shows how pages begin, pages, and Python.
+    """``agent_envs/DeepSearch-v0``: questions of several hops; searches that show how pages begin, the pages, and Python.
 
     Args:
         tasks: As for `wiki_search`.
@@ -319,7 +319,12 @@ def open_tasks(name: str, **options: Any) -> TaskSource:
         ValueError: The source does not take these options.
     """
     kind, _, rest = name.partition(":")
-    makers: dict[str, Callable[..., TaskSource]] = {"arithmetic": Arithmetic, "tiny_wiki": TinyWiki, "tiny_web": TinyWeb, "gsm8k": gsm8k}
+    makers: dict[str, Callable[..., TaskSource]] = {
+        "arithmetic": Arithmetic,
+        "tiny_wiki": TinyWiki,
+        "tiny_web": TinyWeb,
+        "gsm8k": gsm8k,
+    }
     if name in makers:
         make = makers[name]
     elif kind == "reasoning_gym" and rest:
@@ -362,7 +367,9 @@ def _index_opener(source: TaskSource, index: str | None, options: Mapping[str, A
             options["connection"] = Connection(**options["connection"])
         inspect.signature(open_index).bind(index, **options)
     except TypeError as error:
-        raise ValueError(f"index_options takes arguments of sandboxes.search.open_index, found {sorted(options)}: {error}") from error
+        raise ValueError(
+            f"index_options takes arguments of sandboxes.search.open_index, found {sorted(options)}: {error}"
+        ) from error
     return functools.partial(open_index, index, **options)
 
 

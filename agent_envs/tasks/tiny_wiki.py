@@ -1,8 +1,8 @@
 """Questions of one to four hops about small worlds that nobody has read about, and the articles that answer them.
 
-The embedded tasks of ``WikiSearch-v0`` and ``DeepSearch-v0``. A question names one thing and asks for what a chain of relations
-leads to, such as the birthplace of the author of a novel. All the worlds' articles stand in one index; a split has worlds
-of its own, so nothing that was learned by heart is of use in another. A task's id spells out the task.
+The embedded tasks of ``WikiSearch-v0`` and ``DeepSearch-v0``. A question names one thing and asks for what a chain of
+relations leads to, such as the birthplace of the author of a novel. All the worlds' articles stand in one index; a split has
+worlds of its own, so nothing that was learned by heart is of use in another. A task's id spells out the task.
 
 """
 
@@ -20,7 +20,7 @@ from agent_envs.task import Oracle, Task, TaskSource, UnknownTask
 from agent_envs.tasks.world import FIRST_SYLLABLES, OCCUPATIONS, RELATIONS, SECOND_SYLLABLES, World, make_world
 from sandboxes.search import Bm25Index, Index, Passage, share_index
 
-WORLDS: Mapping[str, range] = MappingProxyType({"validation": range(2), "test": range(2, 4), "train": range(4, 68)})
+WORLDS: Mapping[str, range] = MappingProxyType({"validation": range(4), "test": range(4, 8), "train": range(8, 308)})
 """The worlds of each split."""
 
 _FRAMES = ("{}", "Tell me: {}", "I want to know: {}", "{} Look it up.")
@@ -91,8 +91,8 @@ class TinyWiki(TaskSource):
             if _needs_every_hop(world, start, path):
                 return self._task(world, start, path, int(match[3]))
         raise UnknownTask(
-            f"an id of these tasks reads 'tiny_wiki:{self.seed}:WORLD:FRAME:START:RELATION/RELATION' with things and relations "
-            f"of that world, found {task_id!r}"
+            f"an id of these tasks reads 'tiny_wiki:{self.seed}:WORLD:FRAME:START:RELATION/RELATION' with things and "
+            f"relations of that world, found {task_id!r}"
         )
 
     def oracle(self, task: Task) -> Oracle:
@@ -100,20 +100,24 @@ class TinyWiki(TaskSource):
         world, path = make_world(self.seed, task.metadata["world"]), task.metadata["path"]
         start = world.aliases.get(task.metadata["start"], task.metadata["start"])
         chain = [start, *world.follow(start, path)]
+        moves: dict[str, Move] = {task.question: Call("search", {"query": task.metadata["start"]})}
+        place = 0  # in the chain, of what was looked for last
 
         def expert(observation: str) -> Move:
-            shown = {observation.find(world.articles[title].text): at for at, title in enumerate(chain[:-1])}
-            read = [at for place, at in sorted(shown.items()) if place >= 0]
-            if read:  # what comes first is what was asked for
-                found = chain[read[0] + 1]
-                if read[0] == len(path) - 1:
-                    return Answer(found)
-                return Call("browse", {"page": found}) if self.pages else Call("search", {"query": found})
-            if observation == task.question:
-                return Call("search", {"query": task.metadata["start"]})
+            nonlocal place
+            if observation not in moves:
+                shown = [at for at, title in enumerate(chain[:-1]) if world.articles[title].text in observation]
+                if shown:
+                    place = (place if place in shown else shown[-1]) + 1
+                moves[observation] = move_to(chain[place], bool(shown))
+            return moves[observation]
+
+        def move_to(title: str, by_link: bool) -> Move:
+            if place == len(path):
+                return Answer(title)
             if self.pages:
-                return Call("browse", {"page": start})
-            return Call("search", {"query": f"{start} {path[0]}"})
+                return Call("browse", {"page": title})
+            return Call("search", {"query": title if by_link else f"{title} {path[place]}"})
 
         return expert
 
@@ -152,4 +156,6 @@ def _needs_every_hop(world: World, start: str, path: Sequence[str]) -> bool:
     names = {world.articles[title].name for title in chain if title in world.articles}
     things = sum(title in world.articles for title in chain)
     early = " ".join(world.articles[title].text for title in chain[:-2])
-    return len(names) == things and chain[-1] not in early
+    end = world.articles.get(chain[-1])
+    # A name alone is a right answer, so it must not stand there as that of another thing.
+    return len(names) == things and (end.name if end else chain[-1]) not in early

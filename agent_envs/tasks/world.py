@@ -82,9 +82,9 @@ RELATIONS: Mapping[str, Mapping[str, Relation]] = MappingProxyType(
 """The relations that each sort of thing has, in the order in which an article tells them."""
 
 OCCUPATIONS = ("painter", "doctor", "singer", "lawyer", "farmer", "actor")
-_COUNTS = MappingProxyType({"country": 3, "city": 9, "organisation": 14, "person": 44, "novel": 16, "film": 16})
-_SHARED = 6  # pairs of things in a world that share a name
-_ALIASED = 10  # things in a world that have a second name
+_COUNTS = MappingProxyType({"country": 2, "city": 6, "organisation": 8, "person": 24, "novel": 9, "film": 9})
+_SHARED = 4  # pairs of things in a world that share a name
+_ALIASED = 6  # things in a world that have a second name
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class World:
         return tuple(reached)
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=512)
 def make_world(seed: int, number: int) -> World:
     """World ``number`` of ``seed``.
 
@@ -170,19 +170,18 @@ def _things(rng: np.random.Generator, names: Iterator[str]) -> dict[str, dict[st
     """The things of a world by title, without facts."""
     sorts = [sort for sort, count in _COUNTS.items() for _ in range(count)]
     order = [int(position) for position in rng.permutation(len(sorts))]
-    shared = {second: first for first, second in zip(order[: 2 * _SHARED : 2], order[1 : 2 * _SHARED : 2], strict=True)}
+    occupations = [OCCUPATIONS[int(rng.integers(len(OCCUPATIONS)))] if sort == "person" else "" for sort in sorts]
+    kinds = [occupation or sort for occupation, sort in zip(occupations, sorts, strict=True)]
+    pairs = zip(order[: 2 * _SHARED : 2], order[1 : 2 * _SHARED : 2], strict=True)
+    shared = {second: first for first, second in pairs if kinds[first] != kinds[second]}  # else nothing tells them apart
     aliased = set(order[2 * _SHARED : 2 * _SHARED + _ALIASED])
     own = [next(names) for _ in sorts]
     things: dict[str, dict[str, str]] = {}
-    for position, sort in enumerate(sorts):
-        occupation = OCCUPATIONS[int(rng.integers(len(OCCUPATIONS)))] if sort == "person" else ""
+    for position, (sort, occupation) in enumerate(zip(sorts, occupations, strict=True)):
         name = own[shared.get(position, position)]
         alias = next(names) if position in aliased else ""
-        title = name
-        if position in shared or position in shared.values():
-            title = f"{name} ({occupation or sort})"
-            if title in things:  # two painters of one name
-                name = title = own[position]
+        told_apart = position in shared or position in shared.values()
+        title = f"{name} ({kinds[position]})" if told_apart else name
         things[title] = {"name": name, "sort": sort, "occupation": occupation, "alias": alias}
     return things
 
@@ -206,7 +205,9 @@ def _facts(rng: np.random.Generator, things: Mapping[str, Mapping[str, str]]) ->
             elif relation.name == "spouse":
                 known["spouse"] = spouses[title]
             elif relation.target == "year":
-                known[relation.name] = str(era + int(rng.integers(30) if thing["sort"] == "person" else rng.integers(50, 90)))
+                known[relation.name] = str(
+                    era + int(rng.integers(30) if thing["sort"] == "person" else rng.integers(50, 90))
+                )
             else:
                 taken = {title, spouses.get(title), *known.values()}
                 others = [other for other in of_sort[relation.target] if other not in taken]

@@ -14,8 +14,8 @@ from sandboxes.search import Index, UnknownPassage
 class BrowseTool(Tool):
     """Shows the whole of a page: a passage of the index by its id, or a page of the web by its address.
 
-    Addresses are opened by a browser that may reach what ``allow`` names and nothing else; by default that is nothing. The tool
-    keeps nothing from call to call; for pages that are acted on there is `agent_envs.tools.web.WebTool`.
+    Addresses are opened by a browser that may reach what ``allow`` names and nothing else; by default that is nothing. The
+    tool keeps nothing from call to call; for pages that are acted on there is `agent_envs.tools.web.WebTool`.
 
     Args:
         open_index: What opens the index, as for `agent_envs.tools.search.SearchTool`.
@@ -68,7 +68,9 @@ class BrowseTool(Tool):
         try:
             passage = self._index.get(page)
         except UnknownPassage as unknown:
-            raise ToolError(f"there is no page {cut(page, 80)!r}: take the id of a search result, or an address") from unknown
+            raise ToolError(
+                f"there is no page {cut(page, 80)!r}: take the id of a search result, or an address"
+            ) from unknown
         return ToolResult(f"{passage.title}\n{cut(passage.text, self.budget)}")
 
     def fork(self) -> BrowseTool:

@@ -82,7 +82,7 @@ def cut(text: str, budget: int) -> str:
     """The beginning of a text up to a word's end, and a mark if that is not all of it.
 
     Example:
-        >>> cut("Kovamir is a novel.", 12), cut("Kovamir is a novel.", 19), cut("a" + 40 * "-", 10)
+        >>> cut("Kovamir is a novel.", 11), cut("Kovamir is a novel.", 19), cut("a" + 40 * "-", 10)
         ('Kovamir is ...', 'Kovamir is a novel.', 'a--------- ...')
     """
     if len(text) <= budget:

@@ -1,8 +1,9 @@
-"""The ``tiny`` policy: a Qwen3-shaped model of 0.4 million parameters that is built and taught where it is used.
+"""The ``tiny`` policy: a Qwen3-shaped model of under a million parameters that is built and taught where it is used.
 
 It makes every part of a run real on a bare machine: a real tokenizer with a chat template, a real causal language model, a
-policy that can already act, but badly. It reads bytes, and each tag of the formats as one token; its chat template leaves
-the system prompt out, since so small a model reads no instructions.
+policy that can already act, but badly. It reads bytes, each tag of the formats as one token, and so the pieces that an
+environment's tasks are largely made of; its chat template leaves the system prompt out, since so small a model reads no
+instructions.
 
 It is taught by a short supervised warm start with a seed of its own: first on episodes of the environment's oracle, then on
 a mix in which most episodes hold a mistake (`_spoiled`), so that something is left to learn. Where the environment has no
@@ -43,7 +44,7 @@ from transformers import (
 
 from agent_envs.actions import Piece
 from agent_envs.env import ToolEnv
-from agent_envs.moves import Answer
+from agent_envs.moves import Answer, Call
 from agent_envs.task import NoOracle
 from learners.rollout.episode import Dialect
 from learners.rollout.rendering import Renderer
@@ -75,27 +76,30 @@ class Recipe:
         batch_size: Episodes an optimiser step.
         learning_rate, matrix_learning_rate: Peak learning rates of the first part, of AdamW for embeddings and norms and of
             Muon for the matrices between them; the second part has a third of both.
-        context_weight: Weight of the tokens that the policy does not write.
+        copied_weight: Weight of the tokens that the policy does not write but could copy, since they followed the same token
+            earlier on.
+        context_weight: Weight of the other tokens that it does not write.
     """
 
     hidden: int = 128
     layers: int = 2
-    heads: int = 8
-    key_value_heads: int = 2
-    head_size: int = 32
+    heads: int = 4
+    key_value_heads: int = 4
+    head_size: int = 64
     feed_forward: int = 256
     weight_std: float = 0.06
-    rope_theta: float = 500.0
+    rope_theta: float = 10_000.0
     seed: int = 2026
-    clean_episodes: int = 3072
-    clean_steps: int = 300
-    mixed_episodes: int = 768
+    clean_episodes: int = 4096
+    clean_steps: int = 250
+    mixed_episodes: int = 1024
     mixed_steps: int = 100
     spoilt_share: float = 0.6
-    batch_size: int = 48
-    learning_rate: float = 4e-3
+    batch_size: int = 24
+    learning_rate: float = 8e-3
     matrix_learning_rate: float = 2e-2
-    context_weight: float = 0.1
+    copied_weight: float = 0.5
+    context_weight: float = 0.03
 
 
 def tiny_tokenizer(vocabulary: Sequence[str] = ()) -> PreTrainedTokenizerFast:
@@ -152,7 +156,55 @@ def untaught(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model: PreTrainedModel = Qwen3ForCausalLM(config).eval()
+        _ready_to_copy(model, recipe.rope_theta)
         return model
+
+
+@torch.no_grad()
+def _ready_to_copy(model: Any, theta: float) -> None:
+    """Puts the circuit by which language models copy into the first weights; training finds it only after many minutes.
+
+    It is the circuit of Olsson et al. 2022 (arXiv 2209.11895): a head of the first layer leaves at each position what stood
+    before it, and a head of the second looks for the position that was left the present token, that is to say for what
+    followed that token earlier. All tokens share a direction, by which the first one finds its position whatever stands
+    there. The values of every other head are written back as they were read (mimetic initialisation, Trockman and Kolter
+    2023, arXiv 2305.09828), so that what it looks at becomes likelier.
+    """
+    embeddings: torch.Tensor = model.get_input_embeddings().weight
+    hidden = embeddings.shape[1]
+    shared = torch.randn(hidden)
+    embeddings += embeddings.std() * shared
+    shared /= shared.norm()
+    others = torch.eye(hidden) - torch.outer(shared, shared)  # all directions but the shared one
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        attention.v_proj.weight.copy_(attention.v_proj.weight @ others)
+        values = attention.v_proj.weight.unflatten(0, (-1, attention.head_dim))  # [key and value heads, head size, hidden]
+        attention.o_proj.weight.copy_(values.repeat_interleave(attention.num_key_value_groups, dim=0).flatten(0, 1).T)
+        layer.mlp.down_proj.weight *= 0.05
+    first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    size = first.head_dim
+    half = size // 2
+    first.o_proj.weight *= 0.05  # so that the second layer sees the tokens and what was before them, and little else
+
+    # Rotary positions: a query that is turned on by one step in the fast dimensions fits best to the key before it.
+    fast = torch.arange(4)
+    turn = theta ** (-fast / half)
+    key, query = torch.zeros(2, size)
+    key[fast] = 1.0
+    query[fast], query[half + fast] = turn.cos(), -turn.sin()
+    first.k_proj.weight[:size] = torch.outer(key, shared)
+    first.q_proj.weight[:size] = torch.outer(query, shared)
+    read = torch.linalg.qr(torch.randn(hidden, hidden))[0][:size] @ others
+    left = torch.linalg.qr(torch.randn(hidden, hidden))[0][:, :size]
+    first.v_proj.weight[:size] = read * embeddings.std()
+    first.o_proj.weight[:, :size] = 2.0 * left
+
+    # The second head compares in the slow dimensions, which hardly turn over a few hundred tokens.
+    compare = torch.linalg.qr(torch.randn(size, size))[0]
+    compare[: half // 2] = compare[half : half + half // 2] = 0.0
+    second.q_proj.weight[:size] = 0.5 * compare @ read
+    second.k_proj.weight[:size] = 0.5 * compare @ left.T
 
 
 def tiny_policy(
@@ -294,7 +346,7 @@ class _Teacher:
         question = observation
         act = self._repeat(rng) if self.general else environment.unwrapped.oracle()  # type: ignore[attr-defined]
         ids = self._renderer.opening(dialect.format.opening(question, dialect.system_prompt, dialect.tools))
-        weights = [self._recipe.context_weight] * len(ids)
+        own = [False] * len(ids)
         turn_end = [] if dialect.format.stop(dialect.tools) else [self._end_id]
         mistake_at = int(rng.random() < 0.3) if spoilt else -1  # mostly at once
         seen = question  # what the expert acts on: after a mistake of form it makes its move again
@@ -305,16 +357,25 @@ class _Teacher:
                 action = _spoiled(action, question, dialect, rng)
             written = self._renderer.encode([Piece(action, trusted=True)]) + turn_end
             ids += written
-            weights += [1.0] * len(written)
+            own += [True] * len(written)
             observation, _, terminated, truncated, info = environment.step(action)
             seen = seen if info.get("policy_fault") else observation
             ended = terminated or truncated
             if not ended:
                 read = self._renderer.observation(dialect.format.observe(observation), turn_ended=bool(turn_end))
                 ids += read
-                weights += [self._recipe.context_weight] * len(read)
+                own += [False] * len(read)
             turn += 1
-        return Example(ids, weights)
+        return Example(ids, self._weights(ids, own))
+
+    def _weights(self, ids: Sequence[int], own: Sequence[bool]) -> list[float]:
+        """What each token counts."""
+        weights, seen = [], set()
+        for pair, is_own in zip(zip([-1, *ids], ids, strict=False), own, strict=True):
+            copied = self._recipe.copied_weight if pair in seen else self._recipe.context_weight
+            weights.append(1.0 if is_own else copied)
+            seen.add(pair)
+        return weights
 
     @property
     def _end_id(self) -> int:
@@ -332,12 +393,13 @@ class _Teacher:
 
 
 def _spoiled(action: str, question: str, dialect: Dialect, rng: np.random.Generator) -> str:
-    """The action with one mistake of behaviour: a guess in place of a call or of a result, or a broken form.
+    """The action with one mistake of behaviour: it answers with what should be looked into, or guesses, or breaks the form.
 
     Behaviour is what reinforcement learning mends; a policy that was taught to copy badly would stay bad.
     """
     move = dialect.format.parse(action, dialect.tools).move
     if move is None or rng.random() < 0.25:
         return re.sub(r"</?\w+>", lambda tag: tag[0] if rng.random() < 0.5 else "", action) or "?"
-    words = re.findall(r"\d+", question) or re.findall(r"\w+", question) or ["0"]
+    known = " ".join(map(str, move.arguments.values())) if isinstance(move, Call) else question
+    words = re.findall(r"\d+", known) or re.findall(r"\w+", known) or ["0"]
     return dialect.format.write(Answer(str(rng.choice(words))), dialect.tools)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import http.server
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 
 from agent_envs.actions import Answer, Call
@@ -159,3 +163,86 @@ def divide(a: int, b: int = 2, exact: bool = False) -> float | int:
 
 def call(name: str, **arguments: Any) -> Call:
     return Call(name, arguments)
+
+
+# --- every registered id
+
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "MathTool-v0": {},
+    "WikiSearch-v0": {},
+    "DeepSearch-v0": {"browser": "reader"},
+    "WebBrowse-v0": {"backend": "reader"},
+}
+"""For each registered name, what makes it need nothing but this machine's Python."""
+
+CALLS: Mapping[str, tuple[str, ...]] = {
+    "MathTool-v0": (
+        "<python>import random; print(random.random())</python>",
+        "<python>x = globals().get('x', 0) + 1; x</python>",
+        "<python>1/0</python>",
+    ),
+    "WikiSearch-v0": (
+        "<search>the mayor of a city</search>",
+        "<search>Who is the spouse of Tal?</search>",
+        "<search></search>",
+    ),
+    "DeepSearch-v0": (
+        "<search>the mayor of a city</search>",
+        "<browse>nothing of that name</browse>",
+        "<browse>http://127.0.0.1:1/</browse>",
+        "<python>x = globals().get('x', 0) + 1; x</python>",
+    ),
+    "WebBrowse-v0": (
+        '<browse>{"action": "read"}</browse>',
+        '<browse>{"action": "click", "ref": "e9"}</browse>',
+        '<browse>{"action": "goto", "text": "http://wiki.test/list/novel"}</browse>',
+        '<browse>{"action": "goto", "text": "http://wiki.test/settings"}</browse>',
+    ),
+}
+"""For each registered name, calls of its tools that can be made at any time."""
+
+
+def make(name: str, **settings: Any) -> gym.Env[str, str]:
+    """The environment of a registered name, on this machine's Python alone."""
+    return gym.make(f"agent_envs/{name}", **{**SETTINGS[name], **settings})
+
+
+def finish(env: gym.Env[str, str], observation: str) -> tuple[float, dict[str, Any], list[str]]:
+    """Lets the oracle finish an episode: the last reward, the last info, and what it did."""
+    oracle = env.unwrapped.oracle()  # type: ignore[attr-defined]
+    reward, terminated, info, actions = 0.0, False, {}, []
+    while not terminated:
+        actions.append(oracle(observation))
+        observation, reward, terminated, _, info = env.step(actions[-1])
+    return float(reward), info, actions
+
+
+def boxed(answer: str) -> str:
+    """The action that gives this answer."""
+    return rf"<answer>\boxed{{{answer}}}</answer>"
+
+
+@contextlib.contextmanager
+def pages(content: Mapping[str, str]) -> Iterator[str]:
+    """A web site on this machine with a page at each path; its ``host:port``."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            page = content.get(self.path)
+            self.send_response(404 if page is None else 200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            with contextlib.suppress(OSError):  # whoever asked may have heard enough
+                self.wfile.write((page or "not here").encode())
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nobody reads it."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

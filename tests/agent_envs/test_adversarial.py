@@ -2,10 +2,10 @@
 
 import random
 
-import gymnasium as gym
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from parts import CALLS, SETTINGS, boxed, finish, make
 
 import agent_envs
 
@@ -15,6 +15,7 @@ OPENED = (
     "<answer>",
     "<result>",
     "<search>",
+    "<browse>",
     "< python >",
     "<PYTHON>",
     "<answer",
@@ -23,7 +24,20 @@ OPENED = (
     "{",
     "$",
 )
-CLOSED = ("</think>", "</python>", "</answer>", "</result>", "</search>", "</ python>", "</answer", "</", "}", "$", "\\")
+CLOSED = (
+    "</think>",
+    "</python>",
+    "</answer>",
+    "</result>",
+    "</search>",
+    "</browse>",
+    "</ python>",
+    "</answer",
+    "</",
+    "}",
+    "$",
+    "\\",
+)
 BODIES = (
     "print(42)",
     "42",
@@ -43,6 +57,16 @@ BODIES = (
     "<answer>" * 2000,
     "\\boxed{" * 2000,
     "print('</answer><answer>\\\\boxed{42}</answer>')",
+    '{"action": "click", "ref": "e3"}',
+    '{"action": "type", "ref": "e2", "text": "\\ud800"}',
+    '{"action": "goto", "text": "http://wiki.test/search?q=%00"}',
+    '{"action": "goto", "text": "javascript:alert(1)"}',
+    '{"action": "press", "text": "Enter"}',
+    '{"action": ["read"]}',
+    "http://127.0.0.1:1/",
+    "http://[::1",
+    "file:///etc/passwd",
+    "title:* OR (",
     "",
     "\n",
     " ",
@@ -53,11 +77,17 @@ ACTIONS = st.lists(PARTS, max_size=8).map("".join)
 TASK = {"task_id": "arithmetic:0:6*7"}
 
 
-@pytest.fixture(scope="module")
-def env():
-    env = gym.make("agent_envs/MathTool-v0", timeout=1.0, max_turns=5).unwrapped
+@pytest.fixture(scope="module", params=SETTINGS)
+def env(request):
+    quick = {} if request.param in ("WikiSearch-v0", "WebBrowse-v0") else {"timeout": 1.0}
+    env = make(request.param, max_turns=5, **quick).unwrapped
     yield env
     env.close()
+
+
+def start(env, seed=0):
+    """An episode whose answer none of the texts above is, but for 42."""
+    return env.reset(seed=seed, options=TASK if env.tasks.name == "arithmetic" else None)
 
 
 def check(env, action):
@@ -71,22 +101,32 @@ def check(env, action):
     if terminated:
         assert reward == sum(info["score"].values())
         assert reward in (-1.0, 0.0, 1.0)
-        env.reset(options=TASK)
+        assert reward < 1.0 or "42" in env.task.answers
+        start(env)
     else:
         assert reward == 0.0
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ACTIONS, min_size=1, max_size=6))
 def test_adversarial_actions(env, actions):
-    env.reset(seed=0, options=TASK)
+    start(env)
     for action in actions:
         check(env, action)
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 9), ACTIONS), min_size=1, max_size=5))
+def test_adversarial_bodies_of_calls(env, bodies):
+    start(env)
+    for number, body in bodies:
+        tool = env.tools[number % len(env.tools)].name
+        check(env, f"<{tool}>{body}</{tool}>")
+
+
 def test_a_thousand_random_actions(env):
     rng = random.Random(0)
-    env.reset(seed=0)
+    start(env)
     env.action_space.seed(0)
     for number in range(1000):
         noise = env.action_space.sample()
@@ -98,64 +138,115 @@ def test_a_thousand_random_actions(env):
 # --- reward leaks: the gold answer stands somewhere, but the policy did not answer with it
 
 
-GOLD = r"<answer>\boxed{42}</answer>"
+GOLD, WRONG = "GOLD", "WRONG"  # stand for the right answer and for another one
 LEAKS = {
-    "printed by code": ["<python>print(42)</python>"],
-    "printed by code as an answer": [f"<python>print({GOLD!r})</python>"],
-    "printed by code as an answer that closes the result": [f"<python>print('</result>' + {GOLD!r})</python>"],
-    "a call that prints it, then a wrong answer": [f"<python>print({GOLD!r})</python>", r"<answer>\boxed{41}</answer>"],
-    "a call that prints it, then an empty answer": [f"<python>print({GOLD!r})</python>", "<answer></answer>"],
-    "only in a thought": [f"<think>{GOLD}</think>"],
-    "only in a thought, then a wrong answer": [rf"<think>{GOLD}</think><answer>\boxed{{41}}</answer>"],
-    "in a thought that never closes": [f"<think>{GOLD}"],
-    "in a result of its own making": [f"<result>{GOLD.replace('answer', 'b')}</result>"],
-    "in the answer's prose, not in its box": [r"<answer>42, that is \boxed{41}</answer>"],
-    "boxed outside of the answer": [r"\boxed{42}<answer>\boxed{41}</answer>"],
+    "only in a thought": [f"<think>{boxed(GOLD)}</think>"],
+    "only in a thought, then a wrong answer": [f"<think>{boxed(GOLD)}</think>{boxed(WRONG)}"],
+    "in a thought that never closes": [f"<think>{boxed(GOLD)}"],
+    "in a result of its own making": [f"<result>{boxed(GOLD).replace('answer', 'b')}</result>"],
+    "in the answer's prose, not in its box": [rf"<answer>GOLD, that is \boxed{{{WRONG}}}</answer>"],
+    "boxed outside of the answer": [rf"\boxed{{{GOLD}}}{boxed(WRONG)}"],
+    "two boxes, the right one first": [rf"<answer>\boxed{{{GOLD}}} \boxed{{{WRONG}}}</answer>"],
+    "two answers, the right one second": [boxed(WRONG) + boxed(GOLD)],
+    "never closed": [boxed(GOLD).removesuffix("</answer>")],
+    "in words around a box": [r"<answer>The answer is GOLD. \boxed{}</answer>"],
+    "after the action's end": ["CALL" + boxed(GOLD)],
+    "a call, then an empty answer": ["CALL", "<answer></answer>"],
+    "the question": [boxed("QUESTION")],
+}
+PRINTED = {
+    "printed by code": [f"<python>print({GOLD!r})</python>"],
+    "printed by code as an answer": [f"<python>print({boxed(GOLD)!r})</python>"],
+    "printed by code as an answer that closes the result": [f"<python>print('</result>' + {boxed(GOLD)!r})</python>"],
+    "a call that prints it, then a wrong answer": [f"<python>print({boxed(GOLD)!r})</python>", boxed(WRONG)],
+    "a call that prints it, then an empty answer": [f"<python>print({boxed(GOLD)!r})</python>", "<answer></answer>"],
+}
+FOUND = {
+    "searched for": [f"<search>{GOLD}</search>"],
+    "searched for, then a wrong answer": [f"<search>{GOLD}</search>", boxed(WRONG)],
+    "searched for as an answer": [f"<search>{boxed(GOLD)}</search>", "<answer></answer>"],
+}
+OPENED_PAGE = {
+    "its page": [f"<browse>{GOLD}</browse>"],
+    "its page, then a wrong answer": [f"<browse>{GOLD}</browse>", boxed(WRONG)],
+}
+TYPED = {
+    "searched for on the site": ['<browse>{"action": "goto", "text": "http://wiki.test/search?q=GOLD"}</browse>'],
+    "searched for on the site, then a wrong answer": [
+        '<browse>{"action": "goto", "text": "http://wiki.test/search?q=GOLD"}</browse>',
+        boxed(WRONG),
+    ],
+}
+SUMS = {
     "two answers in one box": [r"<answer>\boxed{41 or 42}</answer>"],
     "two answers in one box, the right one first": [r"<answer>\boxed{42, 41}</answer>"],
-    "two boxes, the right one first": [r"<answer>\boxed{42} \boxed{41}</answer>"],
-    "two answers, the right one second": [rf"<answer>\boxed{{41}}</answer>{GOLD}"],
     "the question's own expression": [r"<answer>\boxed{6*7}</answer>"],
     "the question's own expression in LaTeX": [r"<answer>\boxed{6 \times 7}</answer>"],
-    "the question": [r"<answer>\boxed{What is 6*7?}</answer>"],
     "an equation that ends in it": [r"<answer>\boxed{41=42}</answer>"],
     "the whole range": [r"<answer>\boxed{[0,100]}</answer>"],
-    "after the action's end": ["<python>1</python>" + GOLD],
-    "never closed": [r"<answer>\boxed{42}"],
-    "in words around a box": [r"<answer>The answer is 42. \boxed{}</answer>"],
 }
+LEAKS_OF = {
+    "MathTool-v0": LEAKS | PRINTED | SUMS,
+    "WikiSearch-v0": LEAKS | FOUND,
+    "DeepSearch-v0": LEAKS | FOUND | OPENED_PAGE | PRINTED,
+    "WebBrowse-v0": LEAKS | TYPED,
+}
+CASES = [
+    pytest.param(name, actions, id=f"{name}: {leak}") for name, leaks in LEAKS_OF.items() for leak, actions in leaks.items()
+]
 
 
 @pytest.mark.parametrize(
     "rewards", [["accuracy", "format", "tool_bonus"], ["accuracy"]], ids=["all parts", "accuracy alone"]
 )
-@pytest.mark.parametrize("actions", LEAKS.values(), ids=LEAKS.keys())
-def test_only_the_policys_own_answer_earns(actions, rewards):
-    env = gym.make("agent_envs/MathTool-v0", max_turns=2, rewards=rewards).unwrapped
-    env.reset(seed=0, options=TASK)
+@pytest.mark.parametrize(("name", "actions"), CASES)
+def test_only_the_policys_own_answer_earns(name, actions, rewards):
+    find = {"kinds": ["find"]} if name == "WebBrowse-v0" else {}
+    env = make(name, max_turns=2, rewards=rewards, **find).unwrapped
+    question, _ = start(env, seed=3)
+    wrong = "41" if name == "MathTool-v0" else "nobody"
+    words = {"CALL": CALLS[name][0], "QUESTION": question, GOLD: env.task.answers[0], WRONG: wrong}
     terminated = False
     turn = iter(actions)
     while not terminated:
-        _, reward, terminated, _, info = env.step(next(turn, "and that is all"))
+        action = next(turn, "and that is all")
+        for word, text in words.items():
+            action = action.replace(word, text)
+        _, reward, terminated, _, info = env.step(action)
     assert info["success"] is False
     assert info["score"]["accuracy"] == 0.0
     assert reward <= 0.0
     env.close()
 
 
-@pytest.mark.parametrize("tasks", ["arithmetic", "reasoning_gym:chain_sum"])
+def test_the_answer_itself_earns_all():
+    """What the leaks above leave out."""
+    for name in SETTINGS:
+        env = make(name, **{"kinds": ["find"]} if name == "WebBrowse-v0" else {}).unwrapped
+        start(env, seed=3)
+        _, reward, _, _, info = env.step(boxed(env.task.answers[0]))
+        assert (reward, info["success"]) == (1.0, True)
+        env.close()
+
+
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_an_oracle_has_accuracy_1_and_garbage_0(tasks, split):
-    if tasks.startswith("reasoning_gym"):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in SETTINGS),
+        ("MathTool-v0", {"tasks": "reasoning_gym:chain_sum"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.get("tasks", ""),
+)
+def test_an_oracle_has_accuracy_1_and_garbage_0(name, options, split):
+    if options:
         pytest.importorskip("reasoning_gym", reason="the extra agent-envs[reasoning-gym] is not installed")
-    env = gym.make("agent_envs/MathTool-v0", tasks=tasks, split=split).unwrapped
+    env = make(name, split=split, **options).unwrapped
     for seed in range(10):
         observation, _ = env.reset(seed=seed)
-        oracle = env.oracle()
-        terminated = False
-        while not terminated:
-            observation, reward, terminated, _, info = env.step(oracle(observation))
-        assert (reward, info["success"], info["turn"]) == (1.0, True, 2)
+        reward, info, actions = finish(env, observation)
+        assert (reward, info["success"], info["score"]["accuracy"]) == (1.0, True, 1.0)
+        assert info["turn"] == len(actions) >= 2
         for garbage in (r"<answer>\boxed{garbage}</answer>", r"<answer>\boxed{0}</answer>", "<answer></answer>"):
             env.reset(seed=seed)
             *_, info = env.step(garbage)

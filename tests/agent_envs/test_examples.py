@@ -1,4 +1,4 @@
-"""The examples in the docstrings of ``agent_envs`` say what really happens."""
+"""The examples in the docstrings of ``agent_envs``, and of the ``sandboxes`` behind it, say what really happens."""
 
 import doctest
 import importlib
@@ -7,14 +7,17 @@ import pkgutil
 import pytest
 
 import agent_envs
+import sandboxes
 
+PROGRAMS = ("agent_envs.verifiers.worker", "sandboxes.python.inside", "sandboxes.python.docker.inside")
 MODULES = [
     module.name
-    for module in pkgutil.walk_packages(agent_envs.__path__, "agent_envs.")
-    if module.name != "agent_envs.verifiers.worker"  # a script
+    for package in (agent_envs, sandboxes)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if not module.name.startswith(PROGRAMS) and not module.name.endswith("__main__")
 ]
 
 
-@pytest.mark.parametrize("name", ["agent_envs", *MODULES])
+@pytest.mark.parametrize("name", ["agent_envs", "sandboxes", *MODULES])
 def test_examples(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
