@@ -1,7 +1,7 @@
 """Arithmetic: short questions with one integer as their answer, made without end from a seed.
 
 The embedded tasks of ``MathTool-v0``: hard to do in one's head, easy with an interpreter, and short enough for a policy of
-half a million parameters. A task's id spells out the task, so any id can be made again anywhere.
+under a million parameters. A task's id spells out the task, so any id can be made again anywhere.
 """
 
 from __future__ import annotations

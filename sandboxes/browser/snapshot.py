@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 _BREAKS = re.compile(r"\s+")
 _LONGEST_NAME = 200  # characters of an element's name or value
+_GOES_ON = " [this line goes on]"
 
 
 def element(ref: str, role: str, name: str, value: str | None = None) -> str:
@@ -62,7 +63,7 @@ def render(title: str, url: str, lines: Sequence[str], budget: int, first: int =
     for line in lines[first:]:
         if len(line) + 1 > room:
             if not shown and room > 0:  # one endless line: its beginning
-                shown.append(line[:room])
+                shown.append(f"{line[: max(0, room - len(_GOES_ON))]}{_GOES_ON}")
             break
         shown.append(line)
         room -= len(line) + 1

@@ -199,8 +199,9 @@ class RemoteIndex(Index):
                 self._seen.popitem(last=False)
 
     def _refused(self, reply: urllib3.BaseHTTPResponse) -> SandboxFault:
+        hint = "; is the path right? Servers of Search-R1's format have /retrieve" if reply.status == 404 else ""
         return SandboxFault(
-            f"the search server at {self._url} answers {reply.status} {reply.reason}: {_excerpt(reply)}",
+            f"the search server at {self._url} answers {reply.status} {reply.reason}: {_excerpt(reply)}{hint}",
             retryable=reply.status >= 500,
         )
 

@@ -15,7 +15,7 @@ def random_policy(layers: int = 2, seed: int = 0) -> PreTrainedModel:
     model = untaught(Recipe(hidden=64, layers=layers, heads=2, key_value_heads=1, feed_forward=96, seed=seed), TOKENIZER)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3.0)
+            parameter.mul_(2.0)
     return model
 
 

@@ -210,7 +210,7 @@ def refused(capsys, *arguments) -> str:
     [
         (["--env", "MathTol-v0"], "close: MathTool-v0"),
         (["--env", "nowhere:Thing-v0"], "there is no such environment"),
-        (["--tasks", "gsm9k"], "tasks is one of arithmetic, gsm8k"),
+        (["--tasks", "gsm9k"], "tasks is one of arithmetic, tiny_wiki"),
         (["--tasks", "missing.jsonl"], "there is no such file"),
         (["--tasks", "reasoning_gym:chain_sun"], "chain_sum"),
         (["--env-args", "{"], "--env-args must be a JSON object"),

@@ -167,7 +167,8 @@ class Server:
                 f"there is no index {index!r} at {url}: load it with python -m sandboxes.search index --corpus FILE "
                 f"--to {self.address}"
             )
-        return SandboxFault(f"Elasticsearch at {url} refuses the request ({status}: {reason})", retryable=status >= 500)
+        hint = "; is that an Elasticsearch server?" if status == 404 else ""
+        return SandboxFault(f"Elasticsearch at {url} refuses the request ({status}: {reason}){hint}", status >= 500)
 
     def close(self) -> None:
         """Closes this process's connections."""
