@@ -11,14 +11,11 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from agent_envs.moves import Move
-
-if TYPE_CHECKING:  # a tool is reset with a task, so the two name each other
-    from agent_envs.tool import Tool
 
 Oracle = Callable[[str], Move]
 """A scripted expert of one episode: the latest observation -> the next move."""
@@ -89,7 +86,7 @@ class Verifier(ABC):
             EnvironmentFault: The verifier itself is broken.
         """
 
-    def verify_episode(self, answer: str, task: Task, tools: Sequence[Tool]) -> Verdict:
+    def verify_episode(self, answer: str, task: Task, tools: Sequence[object]) -> Verdict:
         """Judges an episode by its answer, or by what it has changed in the world that its tools act on.
 
         What an environment calls at the end of an episode; most verifiers look at the answer alone. What tools have returned
@@ -98,7 +95,7 @@ class Verifier(ABC):
         Args:
             answer: As for `verify`.
             task: The task, with its gold answers.
-            tools: The tools of the episode as it has left them.
+            tools: The tools of the episode (`agent_envs.tool.Tool`), as it has left them.
 
         Raises:
             EnvironmentFault: The verifier itself, or what it looks at, is broken.

@@ -23,7 +23,6 @@ from agent_envs.tasks.site.state import FORMATS, MOST_COPIES, NOTES, THEMES, Ord
 from agent_envs.tasks.tiny_web_expert import expert
 from agent_envs.tasks.tiny_wiki import WORLDS, TinyWiki
 from agent_envs.tasks.world import World, make_world
-from agent_envs.tool import Tool
 from agent_envs.verifiers.qa import QAVerifier
 
 PHRASINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -181,7 +180,7 @@ class TinyWebVerifier(Verifier):
         """Judges an answer. Raises `EnvironmentFault` for a task that is not about one: it takes the tools to judge that."""
         return self.verify_episode(answer, task, ())
 
-    def verify_episode(self, answer: str, task: Task, tools: Sequence[Tool]) -> Verdict:
+    def verify_episode(self, answer: str, task: Task, tools: Sequence[object]) -> Verdict:
         """Judges the answer, or what the site keeps: all that the task asks for must be there, and nothing else changed.
 
         Raises:

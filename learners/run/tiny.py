@@ -6,8 +6,8 @@ environment's tasks are largely made of; its chat template leaves the system pro
 instructions.
 
 It is taught by a short supervised warm start with a seed of its own: first on episodes of the environment's oracle, then on
-a mix in which most episodes hold a mistake (`_spoiled`), so that something is left to learn. Where the environment has no
-oracle it is taught something general instead, and says so. The result is cached under a hash of all that goes into it.
+a mix in which most episodes hold a mistake (`learners.run.teacher`), so that something is left to learn. The result is
+cached under a hash of all that goes into it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import logging
 import os
 import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,15 +40,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from agent_envs.actions import Piece
 from agent_envs.env import ToolEnv
-from agent_envs.moves import Answer, Call
-from agent_envs.task import NoOracle
-from learners.rollout.episode import Dialect
 from learners.rollout.rendering import Renderer
-from learners.update.supervised import Example, fit
-
-logger = logging.getLogger(__name__)
+from learners.run.teacher import Teacher
+from learners.update.supervised import fit
 
 TAGS = ("think", "python", "search", "browse", "result", "answer", "retrieve")
 
@@ -91,7 +84,7 @@ class Recipe:
     rope_theta: float = 10_000.0
     seed: int = 2026
     clean_episodes: int = 4096
-    clean_steps: int = 250
+    clean_steps: int = 320
     mixed_episodes: int = 1024
     mixed_steps: int = 100
     spoilt_share: float = 0.6
@@ -228,7 +221,13 @@ def tiny_policy(
     recipe = recipe or Recipe()
     cache = cache or Path(os.environ.get("AGENT_ENVS_CACHE", "~/.cache/agent-envs")).expanduser()
     tokenizer = tiny_tokenizer(_vocabulary(make_env))
-    teacher = _Teacher(make_env, Renderer(tokenizer), recipe)
+    teacher = Teacher(
+        make_env,
+        Renderer(tokenizer),
+        seed=recipe.seed,
+        copied_weight=recipe.copied_weight,
+        context_weight=recipe.context_weight,
+    )
     folder = cache / "tiny" / _fingerprint(recipe, tokenizer, teacher)
     if not folder.exists():
         model = untaught(recipe, tokenizer)
@@ -252,10 +251,10 @@ def _vocabulary(make_env: Callable[[], gym.Env[Any, Any]]) -> tuple[str, ...]:
     return environment.unwrapped.tasks.vocabulary if isinstance(environment.unwrapped, ToolEnv) else ()
 
 
-def _fingerprint(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: _Teacher) -> str:
-    """A hash of all that the weights depend on: this code, the libraries, the recipe, what the teacher's episodes say."""
+def _fingerprint(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: Teacher) -> str:
+    """A hash of all that the weights depend on: this code, the teacher's and his episodes, the libraries, the recipe."""
     parts = (
-        inspect.getsource(sys.modules[__name__]),
+        *(inspect.getsource(sys.modules[module]) for module in (__name__, Teacher.__module__)),
         torch.__version__,
         transformers.__version__,
         str(torch.get_num_threads()),
@@ -266,7 +265,7 @@ def _fingerprint(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: _T
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
 
 
-def _teach(model: PreTrainedModel, teacher: _Teacher, recipe: Recipe, progress: Callable[[str, int, int], None]) -> None:
+def _teach(model: PreTrainedModel, teacher: Teacher, recipe: Recipe, progress: Callable[[str, int, int], None]) -> None:
     """The warm start."""
     model.train()
     parts = (
@@ -302,104 +301,3 @@ def _optimizers(model: PreTrainedModel, recipe: Recipe, share_of_rate: float) ->
         torch.optim.AdamW(others, lr=rate, weight_decay=0.0, betas=(0.9, 0.95)),
         torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate * share_of_rate, weight_decay=0.0),
     ]
-
-
-class _Teacher:
-    """Plays episodes worth imitating, some of them with mistakes, and turns them into examples."""
-
-    def __init__(self, make_env: Callable[[], gym.Env[Any, Any]], renderer: Renderer, recipe: Recipe) -> None:
-        self._make_env, self._renderer, self._recipe = make_env, renderer, recipe
-        probe = make_env()
-        self.general = not isinstance(probe.unwrapped, ToolEnv)
-        if isinstance(probe.unwrapped, ToolEnv):
-            try:
-                probe.reset(seed=0)
-                probe.unwrapped.oracle()
-            except NoOracle as none:
-                logger.warning("%s: the tiny policy is taught on MathTool-v0's own tasks instead", none)
-                self._make_env = lambda: gym.make("agent_envs/MathTool-v0", disable_env_checker=True)
-        else:
-            logger.warning("%s has no oracle: the tiny policy is taught to repeat words of what it reads", probe)
-        probe.close()
-
-    def episodes(self, count: int, *, spoilt_share: float, stage: str) -> list[Example]:
-        """Examples of ``count`` episodes."""
-        workers = 16
-        environments = [self._make_env() for _ in range(min(workers, count))]
-
-        def play_share(first: int) -> list[tuple[int, Example]]:
-            environment = environments[first]
-            played = []
-            for index in range(first, count, len(environments)):
-                rng = np.random.default_rng([self._recipe.seed, *stage.encode(), index])
-                played.append((index, self._episode(environment, rng, spoilt=rng.random() < spoilt_share)))
-            environment.close()
-            return played
-
-        with ThreadPoolExecutor(len(environments)) as pool:
-            shares = list(pool.map(play_share, range(len(environments))))
-        return [example for _, example in sorted((pair for share in shares for pair in share), key=lambda pair: pair[0])]
-
-    def _episode(self, environment: gym.Env[Any, Any], rng: np.random.Generator, *, spoilt: bool) -> Example:
-        dialect = Dialect.of(environment)
-        observation, _ = environment.reset(seed=int(rng.integers(2**31)))
-        question = observation
-        act = self._repeat(rng) if self.general else environment.unwrapped.oracle()  # type: ignore[attr-defined]
-        ids = self._renderer.opening(dialect.format.opening(question, dialect.system_prompt, dialect.tools))
-        own = [False] * len(ids)
-        turn_end = [] if dialect.format.stop(dialect.tools) else [self._end_id]
-        mistake_at = int(rng.random() < 0.3) if spoilt else -1  # mostly at once
-        seen = question  # what the expert acts on: after a mistake of form it makes its move again
-        turn, ended = 0, False
-        while not ended and turn < 8:
-            action = act(seen)
-            if turn == mistake_at:
-                action = _spoiled(action, question, dialect, rng)
-            written = self._renderer.encode([Piece(action, trusted=True)]) + turn_end
-            ids += written
-            own += [True] * len(written)
-            observation, _, terminated, truncated, info = environment.step(action)
-            seen = seen if info.get("policy_fault") else observation
-            ended = terminated or truncated
-            if not ended:
-                read = self._renderer.observation(dialect.format.observe(observation), turn_ended=bool(turn_end))
-                ids += read
-                own += [False] * len(read)
-            turn += 1
-        return Example(ids, self._weights(ids, own))
-
-    def _weights(self, ids: Sequence[int], own: Sequence[bool]) -> list[float]:
-        """What each token counts."""
-        weights, seen = [], set()
-        for pair, is_own in zip(zip([-1, *ids], ids, strict=False), own, strict=True):
-            copied = self._recipe.copied_weight if pair in seen else self._recipe.context_weight
-            weights.append(1.0 if is_own else copied)
-            seen.add(pair)
-        return weights
-
-    @property
-    def _end_id(self) -> int:
-        return self._renderer.end_id
-
-    @staticmethod
-    def _repeat(rng: np.random.Generator) -> Callable[[str], str]:
-        """What is taught without an oracle: to answer with one word or number of what was just read."""
-
-        def act(observation: str) -> str:
-            words = re.findall(r"\w+", observation) or ["yes", "no"]
-            return str(rng.choice(words))
-
-        return act
-
-
-def _spoiled(action: str, question: str, dialect: Dialect, rng: np.random.Generator) -> str:
-    """The action with one mistake of behaviour: it answers with what should be looked into, or guesses, or breaks the form.
-
-    Behaviour is what reinforcement learning mends; a policy that was taught to copy badly would stay bad.
-    """
-    move = dialect.format.parse(action, dialect.tools).move
-    if move is None or rng.random() < 0.25:
-        return re.sub(r"</?\w+>", lambda tag: tag[0] if rng.random() < 0.5 else "", action) or "?"
-    known = " ".join(map(str, move.arguments.values())) if isinstance(move, Call) else question
-    words = re.findall(r"\d+", known) or re.findall(r"\w+", known) or ["0"]
-    return dialect.format.write(Answer(str(rng.choice(words))), dialect.tools)
