@@ -52,7 +52,8 @@ class SiteHandler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/html")
         self.send_header("Content-Length", str(len(PAGE)))
         self.end_headers()
-        self.wfile.write(PAGE)
+        with contextlib.suppress(OSError):  # the page was closed meanwhile
+            self.wfile.write(PAGE)
 
     def log_message(self, *_: object) -> None:
         pass

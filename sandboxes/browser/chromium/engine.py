@@ -276,8 +276,9 @@ class ChromiumEngine:
             await asyncio.wait_for(ending(), _END_SECONDS)
         except TimeoutError:
             logger.info("Chromium did not end within %.0f s of being asked to, and was killed", _END_SECONDS)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)  # it is there, else its end would have been noticed
+            if self.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)  # it is there, else its end would have been noticed
         except Exception as problem:
             logger.info("Chromium was gone before it was asked to end: %s", problem)
 
