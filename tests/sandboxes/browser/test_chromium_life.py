@@ -46,7 +46,10 @@ def browser(home: Site) -> Iterator[ChromiumBrowser]:
 
 
 def descendants(pid: int | None = None) -> dict[int, str]:
-    """The command lines of what a process has started, and of what that has started, by process id."""
+    """The command lines of what a process has started, and of what that has started, by process id.
+
+    Left out is the one that Python's multiprocessing keeps until its process ends.
+    """
     parents: dict[int, int] = {}
     for path in glob.glob("/proc/[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -60,7 +63,7 @@ def descendants(pid: int | None = None) -> dict[int, str]:
     for child in found - {pid or os.getpid()}:
         with contextlib.suppress(OSError):
             commands[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return commands
+    return {child: command for child, command in commands.items() if "multiprocessing.resource_tracker" not in command}
 
 
 def chromium_of(browser: ChromiumBrowser) -> int:
