@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
-from interpreter import show, show_load
+from timing import show, show_load
 
 import agent_envs  # noqa: F401 - registers the environment
 from sandboxes import shared

@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from timing import show, show_load, timed
+
 from sandboxes.browser.browser import Browser, Page
 from sandboxes.browser.chromium import ChromiumBrowser
 from sandboxes.browser.network_policy import NetworkPolicy
@@ -75,24 +77,6 @@ def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Itera
     finally:
         server.shutdown()
         server.server_close()
-
-
-def timed(operation: Callable[[], object]) -> float:
-    """Seconds that ``operation`` took."""
-    started = time.perf_counter()
-    operation()
-    return time.perf_counter() - started
-
-
-def show(name: str, samples: list[float]) -> None:
-    ordered = sorted(samples)
-    middle, high = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.95)]
-    figures = f"p50 {middle * 1e3:7.1f} ms   p95 {high * 1e3:7.1f} ms   max {ordered[-1] * 1e3:7.1f} ms"
-    print(f"  {name:<32} {figures}   ({len(ordered)} samples)", flush=True)
-
-
-def show_load(when: str) -> None:
-    print(f"  load {when}: {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores", flush=True)
 
 
 def ref(page: Page, words: str) -> str:

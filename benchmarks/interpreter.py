@@ -20,12 +20,12 @@ printed before and after each backend, since two cores are soon shared.
 from __future__ import annotations
 
 import argparse
-import os
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from timing import show, show_load, timed
 
 from sandboxes import shared
 from sandboxes.python import Interpreter, open_interpreter
@@ -33,24 +33,6 @@ from sandboxes.python import Interpreter, open_interpreter
 PARTS = ("call", "fork", "cold", "at-once", "pool")
 GROW = "import numpy\ndata = numpy.ones(25_000_000)\nwords = {str(number): number for number in range(1000)}"
 """200 MB in an array, and something small beside it."""
-
-
-def timed(operation: Callable[[], object]) -> float:
-    """Seconds that ``operation`` took."""
-    started = time.perf_counter()
-    operation()
-    return time.perf_counter() - started
-
-
-def show(name: str, samples: list[float]) -> None:
-    ordered = sorted(samples)
-    middle, high = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.95)]
-    figures = f"p50 {middle * 1e3:8.2f} ms   p95 {high * 1e3:8.2f} ms   max {ordered[-1] * 1e3:8.2f} ms"
-    print(f"  {name:<38} {figures}   ({len(ordered)} samples)", flush=True)
-
-
-def show_load(when: str) -> None:
-    print(f"  load {when}: {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores", flush=True)
 
 
 def calls(options: dict[str, Any], arguments: argparse.Namespace) -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import resource
 import subprocess
 import sys
@@ -33,6 +32,7 @@ import bm25s
 import numpy as np
 import Stemmer
 from bm25s.tokenization import Tokenizer
+from timing import show_load
 
 from sandboxes.search import Bm25Index, Passage
 
@@ -79,10 +79,6 @@ def show(name: str, seconds: list[float]) -> None:
     ordered = sorted(seconds)
     middle, high = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.95)]
     print(f"  {name:<24} p50 {middle * 1e3:7.2f} ms   p95 {high * 1e3:7.2f} ms   ({len(ordered)} samples)")
-
-
-def show_load(when: str) -> None:
-    print(f"  load {when}: {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores", flush=True)
 
 
 def build(count: int, folder: Path) -> None:

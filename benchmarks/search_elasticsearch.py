@@ -30,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 import elasticsearch
 import elasticsearch.helpers
 import numpy as np
-from interpreter import show_load
+from timing import show_load
 
 from sandboxes.search.elastic import form
 from sandboxes.search.elastic.connection import read_address

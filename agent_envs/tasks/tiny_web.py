@@ -70,7 +70,6 @@ class TinyWeb(TaskSource):
     """
 
     name = "tiny_web"
-    splits = ("train", "validation", "test")
 
     def __init__(self, kinds: Sequence[str] = KINDS, hops: int | Sequence[int] = (1, 2), seed: int = 0) -> None:
         self.kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
@@ -131,7 +130,7 @@ class TinyWeb(TaskSource):
 
     def _task(self, number: int, kind: str, phrasing: int, start: str, path: Sequence[str], detail: str) -> Task:
         world, before = _opening(self.seed, number)
-        thing = world.aliases.get(start, start)
+        thing = world.title_of(start)
         if thing not in world.articles or bool(path) != (kind in _BY_CHAIN):
             raise _Unfit
         chain, question = [thing], ""

@@ -3,7 +3,6 @@
 The embedded tasks of ``WikiSearch-v0`` and ``DeepSearch-v0``. A question names one thing and asks for what a chain of
 relations leads to, such as the birthplace of the author of a novel. All the worlds' articles stand in one index; a split has
 worlds of its own, so nothing that was learned by heart is of use in another. A task's id spells out the task.
-
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 
 from agent_envs.moves import Answer, Call, Move
 from agent_envs.task import Oracle, Task, TaskSource, UnknownTask
-from agent_envs.tasks.world import FIRST_SYLLABLES, OCCUPATIONS, RELATIONS, SECOND_SYLLABLES, World, make_world
+from agent_envs.tasks.world import FIRST_SYLLABLES, OCCUPATIONS, RELATIONS, SECOND_SYLLABLES, World, is_a, make_world
 from sandboxes.search import Bm25Index, Index, Passage, share_index
 
 WORLDS: Mapping[str, range] = MappingProxyType({"validation": range(4), "test": range(4, 8), "train": range(8, 308)})
@@ -35,7 +34,7 @@ def _pieces() -> tuple[str, ...]:
     pieces |= {part for relation in relations for part in relation.question.split("{}")}
     pieces |= {relation.sentence.partition("{}")[0] for relation in relations}
     pieces |= {part for frame in _FRAMES for part in frame.split("{}")}
-    pieces |= {f" is {'an' if kind[0] in 'aeiou' else 'a'} {kind}. " for kind in kinds} | {f" ({kind})" for kind in kinds}
+    pieces |= {f"{is_a(kind)} " for kind in kinds} | {f" ({kind})" for kind in kinds}
     pieces |= {f"Doc {number} (Title: " for number in (1, 2, 3)} | {") ", ". ", ", also called ", ","}
     return (*sorted(pieces - {"", ".", ","}), *FIRST_SYLLABLES, *SECOND_SYLLABLES)
 
@@ -53,7 +52,6 @@ class TinyWiki(TaskSource):
     """
 
     name = "tiny_wiki"
-    splits = ("train", "validation", "test")
     vocabulary = _pieces()
 
     def __init__(self, hops: int | Sequence[int] = 2, seed: int = 0, *, pages: bool = False) -> None:
@@ -74,7 +72,7 @@ class TinyWiki(TaskSource):
         while True:
             start = starts[int(rng.integers(len(starts)))]
             path: list[str] = []
-            here = world.aliases.get(start, start)
+            here = world.title_of(start)
             while here in world.articles and len(path) < hops:
                 article = world.articles[here]
                 path.append([*article.facts][int(rng.integers(len(article.facts)))])
@@ -98,8 +96,7 @@ class TinyWiki(TaskSource):
     def oracle(self, task: Task) -> Oracle:
         """Follows the chain: finds each thing's article, reads there what comes next, and answers with the last."""
         world, path = make_world(self.seed, task.metadata["world"]), task.metadata["path"]
-        start = world.aliases.get(task.metadata["start"], task.metadata["start"])
-        chain = [start, *world.follow(start, path)]
+        chain = _chain(world, task.metadata["start"], path)
         moves: dict[str, Move] = {task.question: Call("search", {"query": task.metadata["start"]})}
         place = 0  # in the chain, of what was looked for last
 
@@ -132,25 +129,31 @@ class TinyWiki(TaskSource):
                 yield Passage(article.title, article.title, article.text)
 
     def _task(self, world: World, start: str, path: Sequence[str], frame: int) -> Task:
-        here, asked = world.aliases.get(start, start), start
+        *_, before, end = _chain(world, start, path)
+        asked = start
         for relation in path[:-1]:
-            here, asked = world.articles[here].facts[relation], f"the {relation} of {asked}"
-        last = world.articles[here]
-        answer = world.articles.get(last.facts[path[-1]])
-        golds = (answer.title, answer.name, answer.alias) if answer else (last.facts[path[-1]],)
+            asked = f"the {relation} of {asked}"
+        question = RELATIONS[world.articles[before].sort][path[-1]].question.format(asked)
+        answer = world.articles.get(end)
+        golds = (answer.title, answer.name, answer.alias) if answer else (end,)
         return Task(
             f"{self.name}:{self.seed}:{world.number}:{frame}:{start}:{'/'.join(path)}",
-            _FRAMES[frame].format(RELATIONS[last.sort][path[-1]].question.format(asked)),
+            _FRAMES[frame].format(question),
             tuple(dict.fromkeys(filter(None, golds))),
             {"hops": len(path), "world": world.number, "start": start, "path": list(path)},
         )
 
 
+def _chain(world: World, start: str, path: Sequence[str]) -> list[str]:
+    """All that a chain of relations passes, from the title of ``start`` to the answer."""
+    title = world.title_of(start)
+    return [title, *world.follow(title, path)]
+
+
 def _needs_every_hop(world: World, start: str, path: Sequence[str]) -> bool:
     """Whether that is a chain of things that are all different, whose end stands only in the article before it."""
-    start = world.aliases.get(start, start)
     try:
-        chain = [start, *world.follow(start, path)]
+        chain = _chain(world, start, path)
     except KeyError:
         return False
     names = {world.articles[title].name for title in chain if title in world.articles}

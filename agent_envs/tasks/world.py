@@ -32,8 +32,8 @@ class Relation:
     Args:
         name: Its noun: "the ``name`` of X".
         target: What it leads to: ``"person"``, ``"city"``, ``"country"``, ``"organisation"`` or ``"year"``.
-        sentence: How an article says it; ``{it}`` is the subject, ``{value}`` the target.
-        question: How it is asked for at the end of a chain; ``{it}`` is the subject.
+        sentence: How an article says it; ``{}`` is the target.
+        question: How it is asked for at the end of a chain; ``{}`` is the subject.
     """
 
     name: str
@@ -132,6 +132,10 @@ class World:
         """The title behind each second name."""
         return MappingProxyType({article.alias: title for title, article in self.articles.items() if article.alias})
 
+    def title_of(self, name: str) -> str:
+        """The title of what is named by its title or its second name."""
+        return self.aliases.get(name, name)
+
     def follow(self, start: str, path: Sequence[str]) -> tuple[str, ...]:
         """What a chain of relations leads to, one after the other, ``start`` left out.
 
@@ -219,10 +223,15 @@ def _shuffled(rng: np.random.Generator, things: list[str]) -> list[str]:
     return [things[int(position)] for position in rng.permutation(len(things))]
 
 
+def is_a(kind: str) -> str:
+    """How an article says what a thing is, after its name."""
+    return f" is {'an' if kind[0] in 'aeiou' else 'a'} {kind}."
+
+
 def _write(title: str, thing: Mapping[str, str], facts: Mapping[str, str]) -> str:
     what = thing["occupation"] or thing["sort"]
     also = f", also called {thing['alias']}," if thing["alias"] else ""
-    sentences = [f"{title}{also} is {'an' if what[0] in 'aeiou' else 'a'} {what}."]
+    sentences = [f"{title}{also}{is_a(what)}"]
     for relation in RELATIONS[thing["sort"]].values():
         value = facts[relation.name]
         sentences.append(relation.sentence.format(value if relation.target == "year" else f"[[{value}]]"))

@@ -6,7 +6,6 @@ what came of a call and whose doing it was.
 
 from __future__ import annotations
 
-import inspect
 import re
 import textwrap
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import numpy as np
 from agent_envs.faults import ForkError
 from agent_envs.task import Task
 from agent_envs.tool import Tool, ToolResult
+from agent_envs.tools.settings import read_limits, read_options
 from sandboxes.python import Done, ForkRefused, Interpreter, Limits, open_interpreter
 
 _ERROR_LINES = 8  # of a traceback, counted from its end
@@ -75,10 +75,10 @@ class PythonTool(Tool):
         self.backend = backend
         self.timeout = timeout
         self.isolation = isolation
-        self.limits = replace(_read_limits(limits), timeout=timeout)
+        self.limits = replace(read_limits(Limits, limits), timeout=timeout)
         self.stateful = stateful
         self.fidelity: Literal["exact", "replay"] = fidelity
-        self.options = _read_options(options)
+        self.options = read_options(open_interpreter, options, own=("backend", "isolation", "limits", "seed"))
         if not stateful:
             self.description = "Runs a Python program and gives back what it prints."
         self._interpreter: Interpreter | None = None
@@ -171,24 +171,3 @@ class PythonTool(Tool):
             parts.append("\n".join(done.error.rstrip("\n").split("\n")[-_ERROR_LINES:]))
         text = _ADDRESS.sub("0x...", "\n".join(part for part in parts if part))
         return ToolResult(text or "(no output)", "" if done.status == "ok" else done.status)
-
-
-def _read_limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
-    if limits is None or isinstance(limits, Limits):
-        return limits or Limits()
-    try:
-        return Limits(**limits)
-    except TypeError as problem:
-        raise ValueError(
-            f"limits takes the fields of sandboxes.python.Limits, found {dict(limits)!r}: {problem}"
-        ) from problem
-
-
-def _read_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """``options`` as a dict, if `open_interpreter` knows them all and this tool does not set them itself."""
-    taken = dict(options or {})
-    known = set(inspect.signature(open_interpreter).parameters) - {"backend", "isolation", "limits", "seed"}
-    unknown = sorted(set(taken) - known)
-    if unknown:
-        raise ValueError(f"options may be {sorted(known)}, found {unknown}")
-    return taken

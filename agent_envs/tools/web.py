@@ -7,7 +7,6 @@ and how that is read, is the site's own affair (`agent_envs.tools.site`).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -18,6 +17,7 @@ from agent_envs.faults import ForkError
 from agent_envs.spaces import replace_surrogates
 from agent_envs.task import Task
 from agent_envs.tool import Fidelity, Tool, ToolResult
+from agent_envs.tools.settings import read_limits, read_options
 from agent_envs.tools.site import OpenSite, Site
 from sandboxes.browser.browser import Browser, Cookie, Page, PageLimits, PageProblem
 from sandboxes.browser.network_policy import NetworkPolicy
@@ -108,8 +108,8 @@ class WebTool(Tool):
         self.site = site
         self.start_url = start_url or cast(Site, site).start_url
         self.allow = tuple(allow)
-        self.limits = _read_limits(limits)
-        self.options = _read_options(options)
+        self.limits = read_limits(PageLimits, limits)
+        self.options = read_options(open_browser, options, own=("backend", "allow", "hosts", "limits"))
         self.fidelity: Fidelity = "replay" if site is not None else "none"
         self._task: Task | None = None
         self._opened: OpenSite | None = None
@@ -265,24 +265,3 @@ def _snapshot_of(page: Page) -> str:
         return page.snapshot()
     except PageProblem:
         return ""
-
-
-def _read_limits(limits: PageLimits | Mapping[str, Any] | None) -> PageLimits:
-    if limits is None or isinstance(limits, PageLimits):
-        return limits or PageLimits()
-    try:
-        return PageLimits(**limits)
-    except TypeError as problem:
-        raise ValueError(
-            f"limits takes the fields of sandboxes.browser.PageLimits, found {dict(limits)!r}: {problem}"
-        ) from problem
-
-
-def _read_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """``options`` as a dict, if `open_browser` knows them all and this tool does not set them itself."""
-    taken = dict(options or {})
-    known = set(inspect.signature(open_browser).parameters) - {"backend", "allow", "hosts", "limits"}
-    unknown = sorted(set(taken) - known)
-    if unknown:
-        raise ValueError(f"options may be {sorted(known)}, found {unknown}")
-    return taken

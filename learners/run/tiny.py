@@ -60,8 +60,8 @@ class Recipe:
 
     Args:
         hidden, layers, heads, key_value_heads, head_size, feed_forward: Its shape.
-        weight_std, rope_theta: Standard deviation of its first weights and base of its positions; with the 0.02 and the
-            10,000 of large models it learns to copy far more slowly.
+        weight_std: Standard deviation of its first weights, before the circuit that copies is put into them.
+        rope_theta: Base of its positions.
         seed: Of its weights, its episodes and its batches.
         clean_episodes, clean_steps: Episodes of the oracle, and optimiser steps on them.
         mixed_episodes, mixed_steps: The same for the second part.
