@@ -25,7 +25,7 @@ from agent_envs.moves import Answer, Call
 from agent_envs.reward import REWARDS, reward_parts
 from agent_envs.spaces import String, replace_surrogates
 from agent_envs.task import Task, TaskSource
-from agent_envs.tool import Tool, ToolError, ToolResult, check_arguments
+from agent_envs.tool import Tool, ToolResult, call_tool, check_arguments
 from agent_envs.verifiers import Verdict, Verifier
 from sandboxes.faults import SandboxFault
 
@@ -370,10 +370,7 @@ class ToolEnv(gym.Env[str, str]):
 
 
 def _run(tool: Tool, arguments: Mapping[str, Any]) -> ToolResult:
-    try:
-        result = tool.run(**copy.deepcopy(dict(arguments)))
-    except ToolError as error:
-        result = ToolResult(str(error), "error")
+    result = call_tool(tool, arguments)
     return replace(result, text=replace_surrogates(result.text))
 
 

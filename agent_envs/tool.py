@@ -1,43 +1,35 @@
 """Tools: what an agent can call.
 
 A tool has a name, a description, a JSON schema of its parameters and a ``run`` method. A tool with state also has
-``reset``, ``fork`` or ``fresh``, and ``close``. ``@tool`` makes one out of a documented, typed function.
+``reset``, ``fork`` or ``fresh``, and ``close``. ``@tool`` makes one out of a documented, typed function; a class takes what
+it does not say itself from its docstring and the types of its ``run``.
 
-Whose doing a failure is, is decided by one rule. A tool that wants the policy to read about a failure raises ``ToolError``
-(or returns a ``ToolResult`` with a fault); every other exception means that the tool itself is broken and becomes an
-``EnvironmentFault`` with that exception as its cause.
+Whose doing a failure is, is decided by one rule:
+
+- arguments that don't fit the schema never reach the tool: the policy reads what it takes and what was wrong;
+- ``ToolError``, and any exception that the tool lists in ``policy_errors``, is the agent's own doing: the policy reads it;
+- every other exception means that the tool itself is broken. In the author's own test it is what it is, with its
+  traceback; an environment raises an ``EnvironmentFault`` with that exception as its cause, and nothing is scored.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import re
-import types
-import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Union, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
-from agent_envs.faults import POLICY_FAULTS, EnvironmentFault
+from agent_envs.faults import POLICY_FAULTS
+from agent_envs.schema import description_of, mismatch, schema_of, signature
 from agent_envs.task import Task
 
 Fidelity = Literal["exact", "replay", "none"]
-
-_JSON_TYPES: Mapping[str, tuple[type, ...]] = types.MappingProxyType(
-    {
-        "string": (str,),
-        "integer": (int,),
-        "number": (int, float),
-        "boolean": (bool,),
-        "array": (list,),
-        "object": (dict,),
-        "null": (type(None),),
-    }
-)
 
 
 class ToolError(Exception):
@@ -65,23 +57,62 @@ class ToolResult:
 
 
 class Tool(ABC):
-    """One tool, as an environment sees it.
+    """One tool, as an environment sees it. What a class does not say itself comes from its docstring and ``run``'s types.
 
     Attributes:
-        name: What the policy calls it by; letters, digits and underscores.
-        description: One or two sentences for the policy.
+        name: What the policy calls it by; letters, digits and underscores. Default: the class's name in small letters.
+        description: One or two sentences for the policy. Default: the first paragraph of the class's docstring.
         parameters: JSON schema (``{"type": "object", "properties": ..., "required": [...]}``) of ``run``'s arguments.
+            Default: from the types of ``run`` and the ``Args`` of its docstring.
         fidelity: How a copy is made in the middle of an episode: ``"exact"`` by ``fork``, ``"replay"`` by running the
             episode's calls again in a ``fresh`` tool, ``"none"`` not at all.
+        policy_errors: Exceptions out of ``run`` that are the agent's own doing, beside ``ToolError``.
+        timeout: Seconds that one call may take, where the tool has such a limit.
+        examples: Arguments of calls that can be made at any time of an episode; checks make these calls.
+        endless: Arguments of a call that runs until its time limit; checks make this call too.
+
+    Example:
+        >>> class Counter(Tool):
+        ...     '''Counts what it is given.'''
+        ...
+        ...     def reset(self, task, rng):
+        ...         self.total = 0
+        ...
+        ...     def run(self, amount: int) -> str:
+        ...         self.total += amount
+        ...         return str(self.total)
+        ...
+        ...     def fork(self):
+        ...         return copy.copy(self)
+        >>> Counter.name, Counter.description, Counter.parameters["properties"]
+        ('counter', 'Counts what it is given.', {'amount': {'type': 'integer'}})
     """
 
     name: str
     description: str
     parameters: Mapping[str, Any]
     fidelity: Fidelity = "exact"
+    policy_errors: tuple[type[Exception], ...] = ()
+    timeout: float | None = None
+    examples: Sequence[Mapping[str, Any]] = ()
+    endless: Mapping[str, Any] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "run" not in cls.__dict__:
+            return
+        if not hasattr(cls, "name"):
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        if not hasattr(cls, "description"):
+            cls.description = description_of(cls.name, cls.__doc__)
+        takes_any = any(
+            parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(cls.run).parameters.values()
+        )
+        if not hasattr(cls, "parameters") and not takes_any:  # such a class has the parameters of each instance
+            cls.parameters = schema_of(cls.run, f"tool {cls.name!r}")
 
     @abstractmethod
-    def run(self, *args: Any, **arguments: Any) -> ToolResult:
+    def run(self, *args: Any, **arguments: Any) -> ToolResult | str:
         """Runs one call. Declare the parameters that the schema names; ``*args`` only says that any may be declared.
 
         Args:
@@ -92,7 +123,7 @@ class Tool(ABC):
 
         Raises:
             ToolError: The agent's own doing.
-            Exception: Anything else says that the tool is broken.
+            Exception: Anything else says that the tool is broken, unless ``policy_errors`` lists it.
         """
 
     def reset(self, task: Task, rng: np.random.Generator) -> None:  # noqa: B027 - a tool without state need not have it
@@ -116,18 +147,28 @@ class FunctionTool(Tool):
     Args:
         function: Typed, with a docstring whose first paragraph describes it and whose ``Args`` describe its parameters.
         name: What the policy calls it by; the function's own name if empty.
+        policy_errors: Exceptions of the function that are the agent's own doing, beside ``ToolError``.
+        examples: Arguments of calls that can be made at any time; checks make these calls.
 
     Raises:
         TypeError: A parameter has no annotation, or one that has no JSON schema.
         ValueError: There is no docstring.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str = "") -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str = "",
+        policy_errors: tuple[type[Exception], ...] = (),
+        examples: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         functools.update_wrapper(self, function)
         self._function = function
         self.name = name or function.__name__
-        self.description, notes = _read_docstring(function)
-        self.parameters = _schema_of(function, notes)
+        self.description = description_of(self.name, function.__doc__)
+        self.parameters = schema_of(function, f"tool {self.name!r}")
+        self.policy_errors = policy_errors
+        self.examples = examples
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function itself."""
@@ -137,23 +178,15 @@ class FunctionTool(Tool):
         """Runs the function on arguments by name. A string is what the policy reads, other values as ``str`` gives them.
 
         Returns:
-            The result; ``bad_arguments`` if they don't fit, ``error`` if the function raised ``ToolError``.
+            The result; ``bad_arguments`` if they don't fit, ``error`` if the failure is the agent's own doing.
 
         Raises:
-            EnvironmentFault: The function raised anything else, which is the fault's cause.
+            Exception: Whatever else the function raises.
         """
         message = check_arguments(self, arguments)
         if message:
             return ToolResult(message, "bad_arguments")
-        try:
-            value = self._function(*args, **arguments)
-        except ToolError as error:
-            return ToolResult(str(error), "error")
-        except EnvironmentFault:
-            raise
-        except Exception as error:
-            raise EnvironmentFault(f"tool {self.name!r} raised {type(error).__name__}: {error}", self.name) from error
-        return value if isinstance(value, ToolResult) else ToolResult(str(value))
+        return _outcome(self, self._function, arguments)
 
     def __reduce__(self) -> str:
         # The decorated name stands for the tool, so pickle finds the tool under it and would refuse the bare function.
@@ -165,33 +198,39 @@ def tool(function: Callable[..., Any], /) -> FunctionTool: ...
 
 
 @overload
-def tool(*, name: str) -> Callable[[Callable[..., Any]], FunctionTool]: ...
+def tool(
+    *,
+    name: str = "",
+    policy_errors: tuple[type[Exception], ...] = (),
+    examples: Sequence[Mapping[str, Any]] = (),
+) -> Callable[[Callable[..., Any]], FunctionTool]: ...
 
 
-def tool(function: Callable[..., Any] | None = None, /, *, name: str = "") -> FunctionTool | Callable[..., FunctionTool]:
+def tool(function: Callable[..., Any] | None = None, /, **settings: Any) -> FunctionTool | Callable[..., FunctionTool]:
     """Makes a tool out of a documented, typed function.
 
     The JSON schema comes from the annotations (str, int, float, bool, list, dict, Literal, and ``X | None``) and the
-    ``Args`` of the docstring; a parameter with a default is optional.
+    ``Args`` of the docstring; a parameter with a default is optional. ``name``, ``policy_errors`` and ``examples`` are those
+    of `FunctionTool`.
 
     Example:
-        >>> @tool
-        ... def add(a: int, b: int = 1) -> int:
-        ...     '''Adds two numbers.
+        >>> @tool(policy_errors=(ZeroDivisionError,))
+        ... def divide(a: int, b: int = 1) -> float:
+        ...     '''Divides two numbers.
         ...
         ...     Args:
-        ...         a: The first.
-        ...         b: The second.
+        ...         a: What is divided.
+        ...         b: By what.
         ...     '''
-        ...     return a + b
-        >>> add.run(a=2)
-        ToolResult(text='3', fault='')
-        >>> add.run(a="two").text
-        "add takes a: integer, b: integer (optional); 'a' must be integer, found 'two'"
+        ...     return a / b
+        >>> divide.run(a=3, b=2)
+        ToolResult(text='1.5', fault='')
+        >>> divide.run(a="two").text
+        "divide takes a: integer, b: integer (optional); 'a' must be integer, found 'two'"
+        >>> divide.run(a=1, b=0)
+        ToolResult(text='ZeroDivisionError: division by zero', fault='error')
     """
-    if function is None:
-        return functools.partial(FunctionTool, name=name)
-    return FunctionTool(function)
+    return functools.partial(FunctionTool, **settings) if function is None else FunctionTool(function)
 
 
 def check_arguments(tool: Tool, arguments: Mapping[str, Any]) -> str:
@@ -200,102 +239,27 @@ def check_arguments(tool: Tool, arguments: Mapping[str, Any]) -> str:
     Returns:
         "" if they do, else a line for the policy: what the tool takes, and what was wrong.
     """
-    properties: Mapping[str, Any] = tool.parameters.get("properties", {})
-    required = tool.parameters.get("required", ())
-    problem = ""
-    for name in arguments:
-        if name not in properties:
-            problem = f"there is no {_short(name)}"
-    for name, schema in properties.items():
-        if name in arguments:
-            problem = problem or _mismatch(schema, arguments[name], name)
-        elif name in required:
-            problem = problem or f"{name!r} is missing"
-    if not problem:
-        return ""
-    optional = {name: "" if name in required else " (optional)" for name in properties}
-    takes = ", ".join(f"{name}: {_describe(schema)}{optional[name]}" for name, schema in properties.items())
-    return f"{tool.name} takes {takes or 'no arguments'}; {problem}"
+    problem = mismatch(tool.parameters, arguments)
+    return f"{tool.name} takes {signature(tool.parameters)}; {problem}" if problem else ""
 
 
-def _mismatch(schema: Mapping[str, Any], value: Any, where: str) -> str:
-    if "anyOf" in schema:
-        problems = [_mismatch(option, value, where) for option in schema["anyOf"]]
-        return "" if "" in problems else f"{where!r} must be {_describe(schema)}, found {_short(value)}"
-    wrong = f"{where!r} must be {_describe(schema)}, found {_short(value)}"
-    if "enum" in schema:
-        return "" if any(value == option and type(value) is type(option) for option in schema["enum"]) else wrong
-    kind = schema.get("type")
-    if kind is None:
-        return ""
-    if not isinstance(value, _JSON_TYPES[kind]) or (isinstance(value, bool) and kind in ("integer", "number")):
-        return wrong
-    if isinstance(value, list) and "items" in schema:
-        wrong_items = (_mismatch(schema["items"], item, f"{where}[{index}]") for index, item in enumerate(value))
-        return next(filter(None, wrong_items), "")
-    return ""
+def call_tool(tool: Tool, arguments: Mapping[str, Any]) -> ToolResult:
+    """Runs a tool on arguments that fit its schema, on a copy of them.
+
+    Returns:
+        What the policy reads; a failure that is the agent's own doing has fault ``error``.
+
+    Raises:
+        Exception: The tool is broken.
+    """
+    return _outcome(tool, tool.run, copy.deepcopy(dict(arguments)))
 
 
-def _describe(schema: Mapping[str, Any]) -> str:
-    if "anyOf" in schema:
-        return " or ".join(_describe(option) for option in schema["anyOf"])
-    if "enum" in schema:
-        return "one of " + ", ".join(map(repr, schema["enum"]))
-    if schema.get("type") == "array" and "items" in schema:
-        return f"array of {_describe(schema['items'])}"
-    return str(schema.get("type", "any value"))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
-    """The first paragraph of a docstring as one line, and the description of each parameter under ``Args:``."""
-    text = inspect.getdoc(function)
-    if not text:
-        raise ValueError(f"tool {function.__name__!r} needs a docstring: the policy reads its first paragraph")
-    description = " ".join(text.split("\n\n")[0].split())
-    notes: dict[str, str] = {}
-    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", text, re.MULTILINE)
-    if section:
-        for entry in re.split(r"\n(?=[ \t]{1,4}\S)", section[1].rstrip()):
-            name, _, note = entry.strip().partition(":")
-            notes[name.split("(")[0].strip()] = " ".join(note.split())
-    return description, notes
-
-
-def _schema_of(function: Callable[..., Any], notes: Mapping[str, str]) -> dict[str, Any]:
-    hints = typing.get_type_hints(function)
-    properties: dict[str, Any] = {}
-    required: list[str] = []
-    for parameter in inspect.signature(function).parameters.values():
-        where = f"parameter {parameter.name!r} of tool {function.__name__!r}"
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise TypeError(f"{where} must be an ordinary one that can be passed by name, found {parameter}")
-        if parameter.name not in hints:
-            raise TypeError(f"{where} needs an annotation, such as str or int")
-        properties[parameter.name] = _schema_of_type(hints[parameter.name], where)
-        if parameter.name in notes:
-            properties[parameter.name]["description"] = notes[parameter.name]
-        if parameter.default is parameter.empty:
-            required.append(parameter.name)
-    return {"type": "object", "properties": properties, "required": required}
-
-
-def _schema_of_type(hint: Any, where: str) -> dict[str, Any]:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    for kind, (*_, python_type) in _JSON_TYPES.items():
-        if hint is python_type:
-            return {"type": kind}
-    if origin is list:
-        return {"type": "array", "items": _schema_of_type(arguments[0], where)}
-    if origin is dict:
-        return {"type": "object"}
-    if origin is Literal:
-        return {"enum": list(arguments)}
-    if origin is Union or origin is types.UnionType:
-        return {"anyOf": [_schema_of_type(argument, where) for argument in arguments]}
-    expected = "str, int, float, bool, list, dict, Literal or a union of them"
-    raise TypeError(f"{where} must be annotated with {expected}, found {hint!r}")
+def _outcome(tool: Tool, function: Callable[..., Any], arguments: Mapping[str, Any]) -> ToolResult:
+    try:
+        value = function(**arguments)
+    except ToolError as error:
+        return ToolResult(str(error), "error")
+    except tool.policy_errors as error:
+        return ToolResult(f"{type(error).__name__}: {error}", "error")
+    return value if isinstance(value, ToolResult) else ToolResult(str(value))

@@ -34,6 +34,7 @@ class BrowseTool(Tool):
         "properties": {"page": {"type": "string", "description": "the id of a result, or an address"}},
         "required": ["page"],
     }
+    examples = ({"page": "nothing of that name"}, {"page": "http://127.0.0.1:1/"})
 
     def __init__(
         self,

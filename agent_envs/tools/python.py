@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -53,6 +54,13 @@ class PythonTool(Tool):
         "properties": {"code": {"type": "string", "description": "Python source"}},
         "required": ["code"],
     }
+    examples = (
+        {"code": "import random; print(random.random())"},
+        {"code": "x = globals().get('x', 0) + 1; x"},
+        {"code": "open('notes.txt', 'a').write('more'); print(open('notes.txt').read())"},
+        {"code": "1/0"},
+    )
+    endless: Mapping[str, Any] | None = MappingProxyType({"code": "while True: pass"})
 
     def __init__(
         self,
@@ -73,7 +81,7 @@ class PythonTool(Tool):
             if value not in known:
                 raise ValueError(f"{name} must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, found {value!r}")
         self.backend = backend
-        self.timeout = timeout
+        self.timeout: float = timeout
         self.isolation = isolation
         self.limits = replace(read_limits(Limits, limits), timeout=timeout)
         self.stateful = stateful

@@ -35,6 +35,7 @@ class SearchTool(Tool):
         "properties": {"query": {"type": "string", "description": "what to look for"}},
         "required": ["query"],
     }
+    examples = ({"query": "the mayor of a city"}, {"query": ""})
 
     def __init__(self, open_index: OpenIndex, k: int = 3, budget: int = 700, *, ids: bool = False) -> None:
         for name, value in (("k", k), ("budget", budget)):

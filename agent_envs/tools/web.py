@@ -86,6 +86,14 @@ class WebTool(Tool):
         },
         "required": ["action"],
     }
+    examples = (
+        {"action": "read"},
+        {"action": "click", "ref": "e1"},
+        {"action": "click", "ref": "e9"},
+        {"action": "scroll", "text": "down"},
+        {"action": "back"},
+        {"action": "goto", "text": "http://127.0.0.1:1/"},
+    )
 
     def __init__(
         self,

@@ -21,7 +21,8 @@ import gymnasium as gym
 import yaml
 from gymnasium.envs.registration import load_env_creator
 
-import agent_envs  # registers the environments' ids
+import agent_envs
+from agent_envs.registration import full_id
 
 
 class UsageError(ValueError):
@@ -163,7 +164,7 @@ def environment_maker(config: RunConfig, split: str) -> Callable[[], gym.Env[Any
             raise ValueError("it is no object")
     except ValueError as problem:
         raise UsageError(f"--env-args must be a JSON object such as '{{\"max_turns\": 4}}': {problem}") from None
-    name = full_name(config.env)
+    name = full_id(config.env)
     try:
         module, _, id = name.rpartition(":")
         if module:
@@ -196,13 +197,6 @@ def environment_maker(config: RunConfig, split: str) -> Callable[[], gym.Env[Any
     except (ValueError, TypeError, OSError, ImportError) as problem:
         raise UsageError(f"--env {config.env}: {problem}") from None
     return make
-
-
-def full_name(env: str) -> str:
-    """The registered id that a name on the command line means."""
-    if ":" in env or "/" in env:
-        return env
-    return f"agent_envs/{env}" if f"agent_envs/{env}" in gym.registry else env
 
 
 def check(config: RunConfig) -> None:

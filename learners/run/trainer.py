@@ -30,7 +30,7 @@ from learners.rollout.episode import Limits
 from learners.rollout.rendering import Renderer, TokenizerError
 from learners.rollout.tree import RolloutTree
 from learners.run.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from learners.run.config import RunConfig, UsageError, check, environment_maker, full_name, learner_name
+from learners.run.config XX, learner_name
 from learners.run.folder import folder_of, held
 from learners.run.metrics import rollout_metrics
 from learners.run.policy import end_ids, is_deterministic, load_policy
@@ -283,7 +283,7 @@ class _Run:
             [
                 tree.trajectory(
                     leaf,
-                    environment=full_name(config.env),
+                    environment=full_id(config.env),
                     format=dialect.format.name,
                     split=split,
                     step=self._step,

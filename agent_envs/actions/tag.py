@@ -1,102 +1,17 @@
-"""Formats: everything between the text that a policy writes and the moves that it makes.
-
-An *action* is the text of one assistant turn. A ``Format`` says how the conversation opens (system prompt and tool schemas
-are joined here, once), where an action stops, what it means (`parse`), and how an observation is put back (`observe`). It
-yields roles and pieces, never token ids: trusted pieces are the format's own wrapper text, untrusted pieces are content,
-which must never become a control token. History is append-only.
-
-``TagFormat`` is the papers': ``<think> <python> <search> <browse> <result> <answer>``, everything in one assistant turn.
-``PlainFormat`` is for anybody's text environment: one message an action, no tools, no parsing.
-"""
+"""``TagFormat``: the papers' format; thoughts, calls, results and the answer stand in tags of one assistant turn."""
 
 from __future__ import annotations
 
 import functools
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
 
+from agent_envs.actions.body import body_hint, read_body, write_body
+from agent_envs.actions.boxed import last_boxed
+from agent_envs.actions.format import Message, Parsed, Piece
 from agent_envs.moves import Answer, Call, Move
 from agent_envs.tool import Tool
-
-Role = Literal["system", "user", "assistant", "tool"]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A run of text. ``trusted`` text is the format's own and may hold control tokens; content may not."""
-
-    text: str
-    trusted: bool = False
-
-
-@dataclass(frozen=True)
-class Message:
-    """Pieces with a role. Role ``"assistant"`` for an observation means: it goes on inside the assistant's open turn."""
-
-    role: Role
-    pieces: tuple[Piece, ...]
-
-    @property
-    def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """What an action means.
-
-    Args:
-        move: The call or answer, or None where there is none (then ``fault`` says why).
-        end: Characters of the action that count; what follows is cut off.
-        well_formed: Whether the action keeps every rule of the format (ARPO's format reward asks this).
-        fault: "" or a kind of `agent_envs.faults.POLICY_FAULTS`.
-        message: What the policy is told about the fault.
-        begin: Where the move begins; what stands before it is thought. 0 where there is no move.
-    """
-
-    move: Move | None
-    end: int
-    well_formed: bool
-    fault: str = ""
-    message: str = ""
-    begin: int = 0
-
-
-class Format(Protocol):
-    """The contract of a format; formats are frozen values without state."""
-
-    @property
-    def name(self) -> str:
-        """Short name, written into trajectories and trace banks."""
-
-    def opening(self, question: str, system_prompt: str, tools: Sequence[Tool]) -> tuple[Message, ...]:
-        """The messages that open the conversation: instructions with tool schemas, then the question as content."""
-
-    def stop(self, tools: Sequence[Tool]) -> tuple[str, ...]:
-        """Strings that end an action when the policy writes them; () where only the end of the turn does.
-
-        Raises:
-            ValueError: The format cannot tell these tools apart.
-        """
-
-    def unfinished(self, text: str, tools: Sequence[Tool]) -> bool:
-        """Whether a stop string at the end of ``text`` does not count (inside ``<think>``), so that decoding goes on."""
-
-    def parse(self, text: str, tools: Sequence[Tool]) -> Parsed:
-        """What an action means. Never raises, whatever the text."""
-
-    def observe(self, text: str) -> Message:
-        """An observation as the policy reads it."""
-
-    def write(self, move: Move, tools: Sequence[Tool]) -> str:
-        """The canonical action for a move; ``parse(write(move)).move == move``.
-
-        Raises:
-            ValueError: The format has no action that means this move.
-        """
 
 
 @dataclass(frozen=True)
@@ -150,7 +65,7 @@ class TagFormat:
             parts.append(f"Think between <{self.think}> and </{self.think}>.")
             if tools:
                 lines = [f"You can call tools; the result comes back between <{self.result}> and </{self.result}>."]
-                lines += [f"- <{tool.name}>{_body_hint(tool)}</{tool.name}>: {tool.description}" for tool in tools]
+                lines += [f"- <{tool.name}>{body_hint(tool)}</{tool.name}>: {tool.description}" for tool in tools]
                 parts[-1] += " " + "\n".join(lines)
             answer = r"\boxed{your answer}" if self.boxed else "your answer"
             parts.append(f"End with <{self.answer}>{answer}</{self.answer}>.")
@@ -182,7 +97,7 @@ class TagFormat:
             return Parsed(answer, scan.end, scan.clean and filled, begin=scan.begin)
         called = next(tool for tool in tools if tool.name == scan.tag)
         try:
-            arguments = _read_body(called, scan.body)
+            arguments = read_body(called, scan.body)
         except ValueError as error:
             return Parsed(None, scan.end, False, "bad_arguments", f"{called.name}: {error}")
         return Parsed(Call(called.name, arguments, scan.thought), scan.end, scan.clean, begin=scan.begin)
@@ -200,7 +115,7 @@ class TagFormat:
             called = next((tool for tool in tools if tool.name == move.tool), None)
             if called is None:
                 raise ValueError(f"cannot write a call of {move.tool!r}: the tools here are {[tool.name for tool in tools]}")
-            tag, body = called.name, _write_body(called, move.arguments)
+            tag, body = called.name, write_body(called, move.arguments)
         thought = f"<{self.think}>{move.thought}</{self.think}>" if move.thought else ""
         action = f"{thought}<{tag}>{body}</{tag}>"
         if self.parse(action, tools).move != move:
@@ -244,43 +159,6 @@ class TagFormat:
 
 
 @dataclass(frozen=True)
-class PlainFormat:
-    """One message an action: any text is the answer, and observations are the user's messages. No tools, no parsing."""
-
-    @property
-    def name(self) -> str:
-        """Always ``"plain"``."""
-        return "plain"
-
-    def opening(self, question: str, system_prompt: str, tools: Sequence[Tool]) -> tuple[Message, ...]:
-        """The system prompt, if there is one, and the question."""
-        system = (Message("system", (Piece(system_prompt, True),)),) if system_prompt else ()
-        return (*system, Message("user", (Piece(question),)))
-
-    def stop(self, tools: Sequence[Tool]) -> tuple[str, ...]:
-        """None: an action ends where the turn ends."""
-        return ()
-
-    def unfinished(self, text: str, tools: Sequence[Tool]) -> bool:
-        """Never."""
-        return False
-
-    def parse(self, text: str, tools: Sequence[Tool]) -> Parsed:
-        """The whole text is the answer."""
-        return Parsed(Answer(text), len(text), True)
-
-    def observe(self, text: str) -> Message:
-        """The observation as the user's next message."""
-        return Message("user", (Piece(text),))
-
-    def write(self, move: Move, tools: Sequence[Tool]) -> str:
-        """The answer's text."""
-        if move != Answer(move.text if isinstance(move, Answer) else ""):
-            raise ValueError(f"the plain format has only answers without thought, found {move!r}")
-        return move.text
-
-
-@dataclass(frozen=True)
 class _Scan:
     """How far the tags of an action lead: ``tag`` is the one that is complete, or still open at the end ("" for none)."""
 
@@ -300,7 +178,6 @@ def _tags(names: tuple[str, ...]) -> re.Pattern[str]:
 
 _CLOSING_TAG = re.compile(r"</(?=[A-Za-z_]\w{0,63}>)")
 _ANY_TAG = re.compile(r"<(/?)([A-Za-z_]\w{0,63})>")
-_BOXED_TOKEN = re.compile(r"\\boxed\s{0,8}\{|\\.|[{}]", re.DOTALL)
 
 
 def _escape(text: str) -> str:
@@ -317,58 +194,3 @@ def _unknown_tag(text: str) -> str:
         elif match[2] in opened:
             return match[2]
     return ""
-
-
-def last_boxed(text: str) -> str | None:
-    r"""The content of the balanced ``\boxed{}`` that is closed last, or None if there is none; ``\{`` is no brace."""
-    opened: list[int] = []  # where the content of each open brace starts; -1 for one that is no box
-    found: tuple[int, int] | None = None
-    for match in _BOXED_TOKEN.finditer(text):
-        token = match[0]
-        if token == "{":
-            opened.append(-1)
-        elif token.startswith(r"\boxed"):
-            opened.append(match.end())
-        elif token == "}" and opened:
-            start = opened.pop()
-            if start >= 0:
-                found = start, match.start()
-    return text[slice(*found)] if found else None
-
-
-def _sole_parameter(tool: Tool) -> tuple[str, Mapping[str, Any]] | None:
-    properties: Mapping[str, Any] = tool.parameters.get("properties", {})
-    return next(iter(properties.items())) if len(properties) == 1 else None
-
-
-def _body_hint(tool: Tool) -> str:
-    sole = _sole_parameter(tool)
-    return sole[0] if sole else json.dumps(dict.fromkeys(tool.parameters.get("properties", {}), "..."))
-
-
-def _read_body(tool: Tool, body: str) -> Mapping[str, Any]:
-    sole = _sole_parameter(tool)
-    if sole and sole[1].get("type") == "string":
-        return {sole[0]: body}
-    try:
-        value = json.loads(body, parse_constant=_refuse_constant) if body.strip() or sole else {}
-    except (ValueError, RecursionError) as error:
-        expected = f"a JSON value for {sole[0]!r}" if sole else f"a JSON object such as {_body_hint(tool)}"
-        raise ValueError(f"expected {expected}; {error}") from error
-    if sole:
-        return {sole[0]: value}
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object such as {_body_hint(tool)}, found {type(value).__name__}")
-    return value
-
-
-def _write_body(tool: Tool, arguments: Mapping[str, Any]) -> str:
-    sole = _sole_parameter(tool)
-    if sole and sole[1].get("type") == "string":
-        return str(arguments.get(sole[0]))
-    value = arguments.get(sole[0]) if sole else dict(arguments)
-    return json.dumps(value, ensure_ascii=False).replace("</", r"<\/")
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
