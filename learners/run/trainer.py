@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from agent_envs.registration import full_id
 from learners.rollout.engine import Engine, Group, fault_share, independent
 from learners.rollout.episode import Limits
 from learners.rollout.rendering import Renderer, TokenizerError
 from learners.rollout.tree import RolloutTree
 from learners.run.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from learners.run.config XX, learner_name
+from learners.run.config import RunConfig, UsageError, check, environment_maker, learner_name
 from learners.run.folder import folder_of, held
 from learners.run.metrics import rollout_metrics
 from learners.run.policy import end_ids, is_deterministic, load_policy
