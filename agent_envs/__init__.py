@@ -13,7 +13,7 @@ Example:
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from agent_envs.actions import Format, Message, Parsed, Piece, PlainFormat, TagFormat
+from agent_envs.actions import Format, HermesFormat, Message, Parsed, Piece, PlainFormat, TagFormat
 from agent_envs.env import ToolEnv
 from agent_envs.faults import POLICY_FAULTS, EnvironmentFault, ForkError
 from agent_envs.moves import Answer, Call, Move
@@ -32,6 +32,7 @@ __all__ = [
     "EnvironmentFault",
     "ForkError",
     "Format",
+    "HermesFormat",
     "Message",
     "Move",
     "NoOracle",

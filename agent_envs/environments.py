@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from agent_envs.actions import Format, PlainFormat, TagFormat
+from agent_envs.actions import Format, HermesFormat, PlainFormat, TagFormat
 from agent_envs.env import ToolEnv
 from agent_envs.reward import REWARDS
 from agent_envs.task import TaskSource, UnknownTaskSource
@@ -26,6 +26,7 @@ from agent_envs.tools.browse import BrowseTool
 from agent_envs.tools.python import PythonTool
 from agent_envs.tools.search import OpenIndex, SearchTool
 from agent_envs.tools.web import WebTool
+from agent_envs.vector import make_threads
 from agent_envs.verifiers import Verifier
 from agent_envs.verifiers.judge import JudgeVerifier
 from agent_envs.verifiers.math import MathVerifier
@@ -65,9 +66,9 @@ def math_tool(
         task_options: Further arguments of the source, such as reasoning-gym's ``{"max_terms": 3}``.
         max_turns: Actions in an episode.
         rewards: Parts of the reward that count: ``accuracy``, ``format``, ``tool_bonus``.
-        format: ``"tag"``, ``"plain"``, or a ``Format``.
+        format: ``"tag"``, ``"hermes"``, ``"plain"``, or a ``Format``.
         system_prompt: What the conversation opens with.
-        instructions: Whether the tag format explains itself.
+        instructions: Whether the format explains itself.
         backend: Which interpreter; ``"auto"`` takes the strongest there is.
         isolation: ``"none"`` permits an interpreter that nothing shuts in.
         timeout: Seconds that one call of the interpreter may take.
@@ -128,9 +129,9 @@ def wiki_search(
         judge: Arguments of `JudgeVerifier`, to have answers judged by a language model; by default F1 and exact match.
         max_turns: Actions in an episode.
         rewards: Parts of the reward that count: ``accuracy``, ``format``, ``tool_bonus``.
-        format: ``"tag"``, ``"plain"``, or a ``Format``.
+        format: ``"tag"``, ``"hermes"``, ``"plain"``, or a ``Format``.
         system_prompt: What the conversation opens with.
-        instructions: Whether the tag format explains itself.
+        instructions: Whether the format explains itself.
         max_observation: Characters of an observation.
         max_action: Characters of an action.
 
@@ -200,9 +201,9 @@ def deep_search(
         judge: As for `wiki_search`.
         max_turns: Actions in an episode.
         rewards: Parts of the reward that count: ``accuracy``, ``format``, ``tool_bonus``.
-        format: ``"tag"``, ``"plain"``, or a ``Format``.
+        format: ``"tag"``, ``"hermes"``, ``"plain"``, or a ``Format``.
         system_prompt: What the conversation opens with.
-        instructions: Whether the tag format explains itself.
+        instructions: Whether the format explains itself.
         max_observation: Characters of an observation.
         max_action: Characters of an action.
 
@@ -267,9 +268,9 @@ def web_browse(
         judge: As for `wiki_search`; only of tasks that bring no verifier of their own.
         max_turns: Actions in an episode.
         rewards: Parts of the reward that count: ``accuracy``, ``format``, ``tool_bonus``.
-        format: ``"tag"``, ``"plain"``, or a ``Format``.
+        format: ``"tag"``, ``"hermes"``, ``"plain"``, or a ``Format``.
         system_prompt: What the conversation opens with.
-        instructions: Whether the tag format explains itself.
+        instructions: Whether the format explains itself.
         max_observation: Characters of an observation.
         max_action: Characters of an action.
 
@@ -291,6 +292,12 @@ def web_browse(
         max_observation=max_observation,
         max_action=max_action,
     )
+
+
+math_tool_vector = functools.partial(make_threads, "agent_envs/MathTool-v0")
+wiki_search_vector = functools.partial(make_threads, "agent_envs/WikiSearch-v0")
+deep_search_vector = functools.partial(make_threads, "agent_envs/DeepSearch-v0")
+web_browse_vector = functools.partial(make_threads, "agent_envs/WebBrowse-v0")
 
 
 def open_tasks(name: str, **options: Any) -> TaskSource:
@@ -360,8 +367,10 @@ def _qa_verifier(source: TaskSource, judge: Mapping[str, Any] | None) -> Verifie
 def _format(format: str | Format, instructions: bool) -> Format:
     if format == "tag":
         return TagFormat(instructions=instructions)
+    if format == "hermes":
+        return HermesFormat(instructions=instructions)
     if format == "plain":
         return PlainFormat()
     if isinstance(format, str):
-        raise ValueError(f"format is 'tag', 'plain' or a Format, found {format!r}")
+        raise ValueError(f"format is 'tag', 'hermes', 'plain' or a Format, found {format!r}")
     return format

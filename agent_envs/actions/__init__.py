@@ -1,11 +1,13 @@
 """Actions: the text of one assistant turn, and the formats that give it a meaning.
 
 Each format is a file here, beside the contract that they keep (`agent_envs.actions.format`). ``TagFormat`` is the papers':
-``<think> <python> <search> <browse> <result> <answer>``. ``PlainFormat`` is for anybody's text environment.
+``<think> <python> <search> <browse> <result> <answer>``. ``HermesFormat`` is that of chat models that were trained to call
+tools as JSON. ``PlainFormat`` is for anybody's text environment.
 """
 
 from agent_envs.actions.boxed import last_boxed
 from agent_envs.actions.format import Format, Message, Parsed, Piece, Role
+from agent_envs.actions.hermes import HermesFormat
 from agent_envs.actions.plain import PlainFormat
 from agent_envs.actions.tag import TagFormat
 from agent_envs.moves import Answer, Call, Move
@@ -14,6 +16,7 @@ __all__ = [
     "Answer",
     "Call",
     "Format",
+    "HermesFormat",
     "Message",
     "Move",
     "Parsed",

@@ -56,7 +56,10 @@ class Teacher:
                 probe.unwrapped.oracle()
             except NoOracle as none:
                 logger.warning("%s: the tiny policy is taught on MathTool-v0's own tasks instead", none)
-                self._make_env = lambda: gym.make("agent_envs/MathTool-v0", disable_env_checker=True)
+                dialect = Dialect.of(probe)
+                calls = dialect.format.stop(dialect.tools)  # a format without stop strings has none to teach
+                settings: dict[str, Any] = {"format": dialect.format} if calls else {}
+                self._make_env = lambda: gym.make("agent_envs/MathTool-v0", disable_env_checker=True, **settings)
         else:
             logger.warning("%s has no oracle: the tiny policy is taught to repeat words of what it reads", probe)
         probe.close()
@@ -92,7 +95,7 @@ class Teacher:
         act = self._repeat(rng) if self.general else environment.unwrapped.oracle()  # type: ignore[attr-defined]
         ids = self._renderer.opening(dialect.format.opening(question, dialect.system_prompt, dialect.tools))
         own = [False] * len(ids)
-        turn_end = [] if dialect.format.stop(dialect.tools) else [self._end_id]
+        stops = dialect.format.stop(dialect.tools)
         mistake_at = int(rng.random() < 0.3) if spoilt else -1  # mostly at once
         seen = question  # what the expert acts on: after a mistake of form it makes its move again
         turn, ended = 0, False
@@ -100,6 +103,9 @@ class Teacher:
             action = act(seen)
             if turn == mistake_at:
                 action = _spoiled(action, question, dialect, rng)
+            # An answer that no stop string ends can only end with the turn.
+            answers = isinstance(dialect.format.parse(action, dialect.tools).move, Answer)
+            turn_end = [self._renderer.end_id] if answers and not action.endswith(stops) else []
             written = self._renderer.encode([Piece(action, trusted=True)]) + turn_end
             ids += written
             own += [True] * len(written)
@@ -121,10 +127,6 @@ class Teacher:
             weights.append(1.0 if is_own else copied)
             seen.add(pair)
         return weights
-
-    @property
-    def _end_id(self) -> int:
-        return self._renderer.end_id
 
     @staticmethod
     def _repeat(rng: np.random.Generator) -> Callable[[str], str]:

@@ -1,9 +1,9 @@
 """The ``tiny`` policy: a Qwen3-shaped model of under a million parameters that is built and taught where it is used.
 
 It makes every part of a run real on a bare machine: a real tokenizer with a chat template, a real causal language model, a
-policy that can already act, but badly. It reads bytes, each tag of the formats as one token, and so the pieces that an
-environment's tasks are largely made of; its chat template leaves the system prompt out, since so small a model reads no
-instructions.
+policy that can already act, but badly. It reads bytes, each tag of the formats and of the environment's tools as one token,
+and so the pieces that its tasks are largely made of; its chat template leaves the system prompt out, since so small a model
+reads no instructions.
 
 It is taught by a short supervised warm start with a seed of its own: first on episodes of the environment's oracle, then on
 a mix in which most episodes hold a mistake (`learners.run.teacher`), so that something is left to learn. The result is
@@ -40,7 +40,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from agent_envs.actions import HermesFormat
 from agent_envs.env import ToolEnv
+from agent_envs.tool import Tool
 from learners.rollout.rendering import Renderer
 from learners.run.teacher import Teacher
 from learners.update.supervised import fit
@@ -95,11 +97,12 @@ class Recipe:
     context_weight: float = 0.03
 
 
-def tiny_tokenizer(vocabulary: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(vocabulary: Sequence[str] = (), tags: Sequence[str] = TAGS) -> PreTrainedTokenizerFast:
     """Bytes, digits two by two, and one token for each tag, for ``\\boxed{`` and for the turns of a conversation.
 
     Args:
         vocabulary: Further texts that are one token each, such as the words of an environment's own tasks.
+        tags: Names of the tags.
     """
     pairs = [(first, second) for first in "0123456789" for second in "0123456789"]
     words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(first + second for first, second in pairs)]
@@ -116,8 +119,8 @@ def tiny_tokenizer(vocabulary: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ("<|end|>", "<|user|>", "<|assistant|>")])
-    tags = [text for tag in TAGS for text in (f"<{tag}>", f"</{tag}>")]
-    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in (*tags, "\\boxed{")])
+    spelled = [text for tag in tags for text in (f"<{tag}>", f"</{tag}>")]
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in (*spelled, "\\boxed{")])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>", chat_template=_CHAT_TEMPLATE
     )
@@ -220,7 +223,7 @@ def tiny_policy(
     """
     recipe = recipe or Recipe()
     cache = cache or Path(os.environ.get("AGENT_ENVS_CACHE", "~/.cache/agent-envs")).expanduser()
-    tokenizer = tiny_tokenizer(_vocabulary(make_env))
+    tokenizer = _tokenizer_for(make_env)
     teacher = Teacher(
         make_env,
         Renderer(tokenizer),
@@ -244,11 +247,27 @@ def tiny_policy(
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def _vocabulary(make_env: Callable[[], gym.Env[Any, Any]]) -> tuple[str, ...]:
-    """The texts that the environment's tasks are made of."""
+def _tokenizer_for(make_env: Callable[[], gym.Env[Any, Any]]) -> PreTrainedTokenizerFast:
+    """The tokenizer that knows what the environment's tasks are made of, and the tags of its format and of its tools."""
     environment = make_env()
     environment.close()
-    return environment.unwrapped.tasks.vocabulary if isinstance(environment.unwrapped, ToolEnv) else ()
+    tool_env = environment.unwrapped
+    if not isinstance(tool_env, ToolEnv):
+        return tiny_tokenizer()
+    vocabulary = tuple(tool_env.tasks.vocabulary)
+    if isinstance(tool_env.format, HermesFormat):
+        vocabulary += tuple(piece for piece in _pieces_of_calls(tool_env.tools) if piece not in vocabulary)
+    spelled = "".join(tool_env.format.stop(tool_env.tools)) + tool_env.format.observe("").text
+    tags = dict.fromkeys((*TAGS, *re.findall(r"</(\w+)>", spelled)))
+    return tiny_tokenizer(vocabulary, tuple(tags))
+
+
+def _pieces_of_calls(tools: Sequence[Tool]) -> tuple[str, ...]:
+    """What calls as JSON are made of beside their values: spelled in bytes, it would take most of a turn's tokens."""
+    names = ["name", "arguments"]
+    for tool in tools:
+        names += [tool.name, *tool.parameters.get("properties", {})]
+    return ('{"', '": "', '", "', '": {"', '"}}', *dict.fromkeys(name for name in names if len(name) > 1))
 
 
 def _fingerprint(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: Teacher) -> str:

@@ -81,7 +81,9 @@ def test_moves_that_break_a_rule_of_the_format(text, move):
         ("<divide>{'a': 1}</divide>", "bad_arguments", "expected a JSON object"),
         ("<divide>[1, 2]</divide>", "bad_arguments", "found list"),
         ("<divide>" + "[" * 100_000 + "</divide>", "bad_arguments", "expected a JSON object"),
+        ("<divide>" + "[" * 65 + "]" * 65 + "</divide>", "bad_arguments", "at most 64 lists"),
         ('<divide>{"a": NaN}</divide>', "bad_arguments", "NaN is no JSON value"),
+        ('<divide>{"a": [-1e999]}</divide>', "bad_arguments", "a number is too large"),
         ("<dice>six</dice>", "bad_arguments", "a JSON value for 'sides'"),
     ],
 )
@@ -173,6 +175,11 @@ def test_ordinary_answers_can_always_be_written(text, thought):
     assert parsed.well_formed == (text.strip() != "")
 
 
+def test_json_arguments_hold_no_lone_surrogate():
+    parsed = TAGS.parse(r'<divide>{"a": {"\ud800": "\ud800 \ud83d\ude00"}}</divide>', TOOLS)
+    assert parsed.move == Call("divide", {"a": {"\ufffd": "\ufffd \U0001f600"}})
+
+
 def test_json_arguments_can_hold_any_tag():
     move = Call("divide", {"a": "</divide></think>"})
     assert TAGS.parse(TAGS.write(move, TOOLS), TOOLS).move == move
@@ -186,10 +193,12 @@ def test_json_arguments_can_hold_any_tag():
         Answer("1", "</think>"),
         Call("search", {"query": "x"}),
         Call("python", {}),
+        Call("divide", {"a": {1}}),
+        Call("divide", {"a": (1,)}),
     ],
 )
 def test_write_refuses_what_no_action_means(move):
-    with pytest.raises(ValueError, match=r"no action of this format means|cannot write a call"):
+    with pytest.raises(ValueError, match=r"no action of this format means|cannot write a call|a value that JSON can hold"):
         TAGS.write(move, TOOLS)
 
 
