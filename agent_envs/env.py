@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -312,26 +312,8 @@ class ToolEnv(gym.Env[str, str]):
                     f"first {_excerpt(result)}, then {_excerpt(again)}"
                 )
 
-    @contextlib.contextmanager
-    def _fault_boundary(self, component: str, ends_episode: bool = True) -> Iterator[None]:
-        """Whatever escapes from a component is its fault, not the agent's."""
-        try:
-            yield
-        except (EnvironmentFault, ForkError) as fault:
-            if isinstance(fault, EnvironmentFault) and fault.component is None:
-                fault.component = component
-            raised: Exception = fault
-        except SandboxFault as fault:
-            raised = EnvironmentFault(str(fault), component, fault.retryable)
-            raised.__cause__ = fault
-        except Exception as error:
-            raised = EnvironmentFault(f"{component} raised {type(error).__name__}: {error}", component)
-            raised.__cause__ = error
-        else:
-            return
-        if ends_episode:
-            self._end(f"the environment broke ({raised})")
-        raise raised
+    def _fault_boundary(self, component: str, ends_episode: bool = True) -> _FaultBoundary:
+        return _FaultBoundary(component, self._end if ends_episode else None)
 
     def _finish(
         self, episode: _Episode, parsed: Parsed, observation: str, answer: Answer | None
@@ -367,6 +349,34 @@ class ToolEnv(gym.Env[str, str]):
         keep = self.max_observation - _MARK_ROOM
         mark = f"\n[... {len(text) - keep} characters left out ...]\n"
         return text[: keep - keep // 2] + mark + text[len(text) - keep // 2 :]
+
+
+class _FaultBoundary(contextlib.AbstractContextManager[None]):
+    """Whatever escapes from a component is its fault, not the agent's.
+
+    No generator with ``contextlib.contextmanager``: that would let a ``StopIteration`` through as it is.
+    """
+
+    def __init__(self, component: str, end: Callable[[str], None] | None) -> None:
+        self._component = component
+        self._end = end
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, Exception):
+            return
+        raised: Exception
+        if isinstance(error, EnvironmentFault | ForkError):
+            raised = error
+            if isinstance(raised, EnvironmentFault) and raised.component is None:
+                raised.component = self._component
+        elif isinstance(error, SandboxFault):
+            raised = EnvironmentFault(str(error), self._component, error.retryable)
+        else:
+            raised = EnvironmentFault(f"{self._component} raised {type(error).__name__}: {error}", self._component)
+        if self._end is not None:
+            self._end(f"the environment broke ({raised})")
+        if raised is not error:
+            raise raised from error
 
 
 def _run(tool: Tool, arguments: Mapping[str, Any]) -> ToolResult:
