@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium as gym
@@ -37,11 +37,13 @@ class _Episode:
     """What a running episode has seen so far; a fork copies it."""
 
     task: Task
-    generators: tuple[np.random.Generator, ...]  # of the tools, as they were at reset
+    entropy: int  # of its generators
     turn: int = 0
     well_formed: bool = True
     worked: frozenset[str] = frozenset()  # tools that ran without a fault
-    calls: tuple[tuple[int, Mapping[str, Any], ToolResult], ...] = ()  # position of the tool, arguments, result
+    tool_calls: int = 0
+    log: list[tuple[int, int, Mapping[str, Any], ToolResult]] = field(default_factory=list)
+    """For tools that are replayed: number of the call, position of the tool, arguments, result."""
     over: bool = False
 
 
@@ -151,19 +153,19 @@ class ToolEnv(gym.Env[str, str]):
         unknown = set(options or ()) - {"task_id"}
         if unknown:
             raise ValueError(f"reset knows the option 'task_id', found {sorted(unknown)}")
-        episode_rng, *generators = self._spawn(1 + len(self.tools))
+        entropy = int(self.np_random.integers(2**63))
         if options and "task_id" in options:
             task = self.tasks.get(options["task_id"])
         else:
-            task = self.tasks.sample(episode_rng, self.split)
+            task = self.tasks.sample(_generator(entropy, 0), self.split)
         task = replace(task, question=replace_surrogates(task.question))
         if task.question not in self.observation_space:
             length, limit = len(task.question), self.max_observation
             raise ValueError(f"the question of task {task.id!r} has {length} characters, more than max_observation={limit}")
-        for tool, generator in zip(self.tools, generators, strict=True):
+        for number, tool in enumerate(self.tools, 1):
             with self._fault_boundary(tool.name):
-                tool.reset(task, copy.deepcopy(generator))
-        self._episode = _Episode(task, tuple(generators))
+                tool.reset(task, _generator(entropy, number))
+        self._episode = _Episode(task, entropy)
         return task.question, self._info(self._episode, Parsed(None, 0, True))
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -239,7 +241,7 @@ class ToolEnv(gym.Env[str, str]):
         twin.observation_space = copy.deepcopy(self.observation_space)
         twin.action_space = copy.deepcopy(self.action_space)
         twin._np_random = copy.deepcopy(self._np_random)
-        twin._episode = None if self._episode is None else replace(self._episode)
+        twin._episode = None if self._episode is None else replace(self._episode, log=list(self._episode.log))
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ToolEnv:
@@ -259,11 +261,6 @@ class ToolEnv(gym.Env[str, str]):
     def _end(self, why: str) -> None:
         self._episode, self._why_none = None, why
 
-    def _spawn(self, count: int) -> list[np.random.Generator]:
-        """Generators that depend on the state of ``np_random`` alone, which moves on by one draw."""
-        entropy = int(self.np_random.integers(2**63))
-        return [np.random.default_rng(child) for child in np.random.SeedSequence(entropy).spawn(count)]
-
     def _parse(self, text: str) -> Parsed:
         if len(text) > self.max_action:
             message = f"the action has {len(text)} characters; at most {self.max_action} are allowed"
@@ -278,8 +275,10 @@ class ToolEnv(gym.Env[str, str]):
             return ToolResult(message, "bad_arguments")
         with self._fault_boundary(tool.name):
             result = _run(tool, call.arguments)
-        episode.calls += ((position, call.arguments, result),)
-        if not result.fault:
+        episode.tool_calls += 1
+        if tool.fidelity == "replay":
+            episode.log.append((episode.tool_calls, position, call.arguments, result))
+        if not result.fault and tool.name not in episode.worked:
             episode.worked |= {tool.name}
         return result
 
@@ -300,8 +299,8 @@ class ToolEnv(gym.Env[str, str]):
             return twin
 
     def _replay(self, episode: _Episode, position: int, twin: Tool) -> None:
-        twin.reset(episode.task, copy.deepcopy(episode.generators[position]))
-        for turn, (called, arguments, result) in enumerate(episode.calls, 1):
+        twin.reset(episode.task, _generator(episode.entropy, 1 + position))
+        for turn, called, arguments, result in episode.log:
             if called != position:
                 continue
             again = _run(twin, arguments)
@@ -340,7 +339,7 @@ class ToolEnv(gym.Env[str, str]):
             "action_valid": episode.turn == 0 or (parsed.move is not None and parsed.fault != "bad_arguments"),
             "action_chars": parsed.end,
             "policy_fault": parsed.fault,
-            "tool_calls": len(episode.calls),
+            "tool_calls": episode.tool_calls,
         }
 
     def _cut(self, text: str) -> str:
@@ -379,9 +378,15 @@ class _FaultBoundary(contextlib.AbstractContextManager[None]):
             raise raised from error
 
 
+def _generator(entropy: int, number: int) -> np.random.Generator:
+    """One of an episode's generators, in its first state: 0 draws the task, the others are the tools' in their order."""
+    return np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(number,)))
+
+
 def _run(tool: Tool, arguments: Mapping[str, Any]) -> ToolResult:
     result = call_tool(tool, arguments)
-    return replace(result, text=replace_surrogates(result.text))
+    text = replace_surrogates(result.text)
+    return result if text == result.text else replace(result, text=text)
 
 
 def _excerpt(result: ToolResult) -> str:

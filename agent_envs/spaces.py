@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import re
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any, overload
@@ -41,13 +42,27 @@ _RANGES = (
     (0xE000, 0x10FFFF),
 )
 
-_LENGTH_BYTES = 8
-_BYTES_PER_CHARACTER = 4  # UTF-8 at its longest
+# A text in shared memory: how many bytes, whether they are UTF-16 or ASCII, and the bytes. Python reads and writes UTF-16
+# several times faster than UTF-8.
+_HEADER = struct.Struct("<Q?")
+_NARROW, _WIDE = "ascii", "utf-16-le"
+_BYTES_PER_CHARACTER = 4  # UTF-16 at its longest
 
 
 def replace_surrogates(text: str) -> str:
     """The text with every lone surrogate replaced by U+FFFD; positions stay what they were."""
-    return _SURROGATE.sub("\ufffd", text)
+    return text if _encodable(text) else _SURROGATE.sub("\ufffd", text)
+
+
+def _encodable(text: str) -> bool:
+    """Whether there is no lone surrogate in the text; ten times faster than to search for one."""
+    if text.isascii():
+        return True
+    try:
+        text.encode(_WIDE)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class String(Space[str]):
@@ -93,7 +108,7 @@ class String(Space[str]):
 
     def contains(self, x: Any) -> bool:
         """Whether ``x`` is a string of the space."""
-        return isinstance(x, str) and len(x) <= self.max_length and (x.isascii() or _SURROGATE.search(x) is None)
+        return isinstance(x, str) and len(x) <= self.max_length and _encodable(x)
 
     def __repr__(self) -> str:
         return f"String({self.max_length})"
@@ -133,8 +148,9 @@ class SharedStrings(Sequence[str]):
         if not -self._slots <= index < self._slots:
             raise IndexError(f"index {index} is out of range for {self._slots} strings")
         start = index % self._slots * self._slot_bytes
-        size = int.from_bytes(self._bytes[start : start + _LENGTH_BYTES], "little")
-        return bytes(self._bytes[start + _LENGTH_BYTES : start + _LENGTH_BYTES + size]).decode()
+        size, wide = _HEADER.unpack_from(self._bytes, start)
+        first = start + _HEADER.size
+        return str(self._bytes[first : first + size], _WIDE if wide else _NARROW)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and not isinstance(other, str) and tuple(self) == tuple(other)
@@ -150,7 +166,7 @@ class SharedStrings(Sequence[str]):
 
 
 def _slot_bytes(space: String) -> int:
-    return _LENGTH_BYTES + space.max_length * _BYTES_PER_CHARACTER
+    return _HEADER.size + space.max_length * _BYTES_PER_CHARACTER
 
 
 # Gymnasium's own ``batch_space`` (a ``Tuple`` of the spaces) is right for strings, and so is having no ``iterate``: with
@@ -184,10 +200,12 @@ def _read_shared(space: String, shared_memory: Any, n: int = 1) -> SharedStrings
 
 @write_to_shared_memory.register(String)
 def _write_shared(space: String, index: int, value: str, shared_memory: Any) -> None:
-    data = value.encode()
-    start = index * _slot_bytes(space)
-    if len(data) > _slot_bytes(space) - _LENGTH_BYTES:
+    if len(value) > space.max_length:
         raise ValueError(f"the observation has {len(value)} characters, more than the {space.max_length} of its space")
+    wide = not value.isascii()
+    data = value.encode(_WIDE if wide else _NARROW)
+    start = index * _slot_bytes(space)
+    first = start + _HEADER.size
     view = memoryview(shared_memory.get_obj()).cast("B")
-    view[start : start + _LENGTH_BYTES] = len(data).to_bytes(_LENGTH_BYTES, "little")
-    view[start + _LENGTH_BYTES : start + _LENGTH_BYTES + len(data)] = data
+    _HEADER.pack_into(view, start, len(data), wide)
+    view[first : first + len(data)] = data

@@ -299,7 +299,7 @@ def test_objects_go_to_the_function_itself():
         ({"tasks": "nowhere.jsonl"}, r"tasks='nowhere\.jsonl': there is no such file"),
         ({"tasks": "reasoning_gym:"}, "found 'reasoning_gym:'"),
         ({"split": "dev"}, "found split='dev'"),
-        ({"format": "xml"}, "format is 'tag', 'plain' or a Format, found 'xml'"),
+        ({"format": "xml"}, "format is 'tag', 'hermes', 'plain' or a Format, found 'xml'"),
         ({"task_options": {"size": 3}}, "tasks='arithmetic' does not take these options: .*'size'"),
         ({"difficulty": 99}, "difficulty is a number of operations from 1 to 8"),
         ({"rewards": ["speed"]}, "speed"),
@@ -327,7 +327,7 @@ def test_wrong_keyword_arguments_are_named(settings, message):
         ({"index": "folder", "index_options": {"size": 3}}, r"index_options takes arguments of .*open_index, .*'size'"),
         ({"index": "folder", "index_options": {"connection": {"pass": "x"}}}, r"index_options takes .*'pass'"),
         ({"judge": {"url": "localhost", "model": "judge"}}, "localhost"),
-        ({"format": "xml"}, "format is 'tag', 'plain' or a Format, found 'xml'"),
+        ({"format": "xml"}, "format is 'tag', 'hermes', 'plain' or a Format, found 'xml'"),
     ],
 )
 def test_wrong_keyword_arguments_of_search_are_named(name, settings, message):
