@@ -44,15 +44,17 @@ class LocalLauncher:
     Args:
         preload: Modules that their warm process imports once; None for the common ones.
         isolation: ``"auto"`` or ``"none"``.
+        programs: Programs of this machine that the code may run.
     """
 
     preload: tuple[str, ...] | None
     isolation: Isolation
+    programs: tuple[str, ...] = ()
 
     def start(self, limits: Limits) -> Family:
         reason: Exception | None = None
         for _ in range(ZYGOTES):
-            lease = shared.acquire(self, lambda: Zygote(self.preload, self.isolation), linger=True)
+            lease = shared.acquire(self, lambda: Zygote(self.preload, self.isolation, self.programs), linger=True)
             try:
                 return lease.engine.open(limits)
             except ChannelClosed as problem:

@@ -20,6 +20,7 @@ def open_interpreter(
     isolation: Literal["auto", "none"] = "auto",
     limits: Limits | None = None,
     preload: Sequence[str] | None = None,
+    programs: Sequence[str] = (),
     image: str | None = None,
     runtime: str | None = None,
     cpus: float = 1.0,
@@ -29,9 +30,10 @@ def open_interpreter(
 ) -> Interpreter:
     """Opens a Python interpreter that keeps its state from call to call.
 
-    ``"local"``: the first one of a process starts a warm process that all later ones with the same ``preload`` and
-    ``isolation`` are forked from; it stays until this process ends, or until `sandboxes.shared.close_idle` is called with no
-    interpreter open. ``"docker"``: a container each, which serves others later if ``warm`` keeps it.
+    ``"local"``: the first one of a process starts a warm process that all later ones with the same ``preload``,
+    ``programs`` and ``isolation`` are forked from; it stays until this process ends, or until
+    `sandboxes.shared.close_idle` is called with no interpreter open. ``"docker"``: a container each, which serves others
+    later if ``warm`` keeps it.
 
     Args:
         backend: ``"docker"``, ``"local"``, or ``"auto"``: Docker where an engine answers and has the image, else local. What
@@ -41,6 +43,8 @@ def open_interpreter(
             you trust.
         limits: What the code may use; `Limits()` by default.
         preload: Modules that are imported once, before the first call; by default numpy and sympy where they are installed.
+        programs: Of the local backend: programs of this machine that the code may run, by name or absolute path, such as
+            ``["bash", "grep"]``; by default Python alone. An image has its own.
         image: Docker image with ``python3``, 3.11 or newer; by default that of ``python -m sandboxes build-image``.
         runtime: Runtime of the containers, such as ``"runsc"``; the engine's default where it is None.
         cpus: Processors that a container may use.
@@ -67,7 +71,7 @@ def open_interpreter(
     limits = limits or Limits()
     names = None if preload is None else tuple(preload)
     settings = ContainerSettings(image or DEFAULT_IMAGE, runtime, cpus, reuse)
-    local, docker = LocalLauncher(names, isolation), DockerLauncher(names, settings)
+    local, docker = LocalLauncher(names, isolation, tuple(programs)), DockerLauncher(names, settings)
     launcher: Launcher = local if backend == "local" else docker
     if backend == "auto" and image is None and runtime is None:
         launcher = local if isolation == "none" else strongest(docker, local)

@@ -1,7 +1,10 @@
 """Arithmetic tasks: right, short, split by content, made again from their ids."""
 
+import ast
+import pickle
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -85,6 +88,8 @@ def test_ids_read_as_documented():
         "arithmetic:0:999999*2",
         "arithmetic:0:1 + 1",
         "arithmetic:0:-5",
+        "arithmetic:0:007+1",
+        "arithmetic:0:2(3)",
         "arithmetic:0:f(1)",
         "arithmetic:0:" + "(" * 199 + "1",
         "riddles:1",
@@ -93,6 +98,57 @@ def test_ids_read_as_documented():
 def test_ids_of_no_task(task_id):
     with pytest.raises(UnknownTask, match="an arithmetic task id reads"):
         Arithmetic().get(task_id)
+
+
+def plain(tree):
+    """Whether a syntax tree holds whole numbers, + - * and nothing else."""
+    match tree:
+        case ast.Constant(value=int()):
+            return True
+        case ast.BinOp(left, ast.Add() | ast.Sub() | ast.Mult(), right):
+            return plain(left) and plain(right)
+    return False
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")  # Python's, about calls of numbers
+def test_an_id_is_read_as_python_reads_it():
+    rng, read = np.random.default_rng(0), 0
+    for _ in range(5000):
+        text = "".join(rng.choice(list("01279+*()-"), size=rng.integers(1, 9)))
+        try:
+            tree = ast.parse(text, mode="eval").body
+            expected = (str(eval(text)),) if plain(tree) and "**" not in text else None
+        except SyntaxError:
+            expected = None
+        if expected is None or abs(int(expected[0])) >= 10**6 or re.search("[0-9]{7}", text):
+            continue
+        assert Arithmetic().get(f"arithmetic:0:{text}").answers == expected
+        read += 1
+    assert read > 300
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
+def test_what_python_reads_as_something_else_is_no_task():
+    rng, refused = np.random.default_rng(1), 0
+    for _ in range(5000):
+        text = "".join(rng.choice(list("01279+*()-"), size=rng.integers(1, 9)))
+        try:
+            fine = plain(ast.parse(text, mode="eval").body)
+        except SyntaxError:
+            fine = False
+        if not fine:
+            with pytest.raises(UnknownTask):
+                Arithmetic().get(f"arithmetic:0:{text}")
+            refused += 1
+    assert refused > 1000
+
+
+def test_threads_draw_what_one_thread_draws():
+    def share(seed):
+        return draw(100, seed=seed, difficulty=[1, 8])
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(share, range(16))) == [share(seed) for seed in range(16)]
 
 
 def test_an_unknown_split():
@@ -107,6 +163,18 @@ def test_the_oracle_needs_the_question_alone():
         assert call == Call("python", {"code": f"print({expression_of(task)})"})
         assert expert(f"{task.answers[0]}\n") == Answer(task.answers[0])
         assert expert("no idea") == Answer("no idea")
+
+
+def test_the_oracle_calls_what_it_is_told_to():
+    source = Arithmetic(call=Call("calculator", {"expression": "{}", "digits": 9}))
+    task = source.get("arithmetic:1:2*(3-10)")
+    assert source.oracle(task)(task.question) == Call("calculator", {"expression": "2*(3-10)", "digits": 9})
+    assert pickle.loads(pickle.dumps(source)).oracle(task)(task.question) == source.oracle(task)(task.question)
+
+
+def test_a_call_without_a_place_for_the_expression():
+    with pytest.raises(ValueError, match="an argument of the call must hold"):
+        Arithmetic(call=Call("calculator", {"expression": "6*7"}))
 
 
 def test_it_generates_without_end():

@@ -245,6 +245,18 @@ def test_an_impossible_module_is_one_clear_fault() -> None:
         open_interpreter(preload=("no_such_module",))
 
 
+def test_programs_that_are_named_can_be_run_and_no_others():
+    run = "import subprocess\nprint(subprocess.run([{!r}, *{!r}], capture_output=True, text=True).stdout)"
+    with open_interpreter("local", preload=(), programs=("cat", "wc")) as python, python.fork() as twin:
+        for each in (python, twin):
+            each.run("open('lines', 'w').write('1\\n2\\n')")
+            assert each.run(run.format("cat", ["lines"])).stdout == "1\n2\n\n"
+            assert each.run(run.format("wc", ["-l", "lines"])).stdout == "2 lines\n\n"
+            assert "FileNotFoundError" in each.run(run.format("sort", ["lines"])).error
+    with pytest.raises(SandboxFault, match=r"programs names 'no_such_program', which is no program here: install it"):
+        open_interpreter("local", preload=(), programs=("no_such_program",))
+
+
 def test_no_isolation_is_said_to_be_none() -> None:
     with open_interpreter(isolation="none", preload=(), limits=Limits(memory_bytes=64 * 2**20)) as python:
         protection = python.describe()

@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -50,14 +52,16 @@ class Zygote:
     Args:
         preload: Modules that it imports once for all its interpreters.
         isolation: ``"auto"`` or ``"none"``.
+        programs: Programs of this machine that its interpreters may run, by name or absolute path.
 
     Raises:
-        SandboxFault: It could not be started, or this machine cannot shut code in.
+        SandboxFault: It could not be started, a program is not there, or this machine cannot shut code in.
     """
 
-    def __init__(self, preload: tuple[str, ...] | None, isolation: Isolation) -> None:
+    def __init__(self, preload: tuple[str, ...] | None, isolation: Isolation, programs: tuple[str, ...] = ()) -> None:
         if not sys.platform.startswith("linux"):
             raise SandboxFault(f"the local interpreter needs Linux, found {sys.platform}: take backend='docker'")
+        paths = find_programs(programs)
         self._lock = threading.Lock()
         self._folder = ""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -75,7 +79,7 @@ class Zygote:
             )
         try:
             temporary = os.path.join(tempfile.gettempdir(), folder_name(owner()))  # so the reaper knows whose it is
-            request = {"preload": preload, "isolation": isolation, "folder": temporary}
+            request = {"preload": preload, "isolation": isolation, "programs": paths, "folder": temporary}
             self._socket.send(json.dumps(request).encode())
             self._socket.settimeout(START_SECONDS)
             answer = json.loads(self._socket.recv(65536) or b"{}")
@@ -203,3 +207,18 @@ def _environment() -> dict[str, str]:
     if "LD_LIBRARY_PATH" in os.environ:
         variables["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     return variables
+
+
+def find_programs(names: Iterable[str]) -> list[str]:
+    """The absolute paths of programs of this machine.
+
+    Raises:
+        SandboxFault: One is not there.
+    """
+    paths = []
+    for name in names:
+        path = shutil.which(name)
+        if path is None:
+            raise SandboxFault(f"programs names {name!r}, which is no program here: install it, or leave it out of programs")
+        paths.append(os.path.abspath(path))
+    return paths

@@ -23,15 +23,18 @@ class Step:
     target: str = ""
 
 
-def readable_paths() -> tuple[str, ...]:
+def readable_paths(programs: Iterable[str] = ()) -> tuple[str, ...]:
     """The standard library, the installed packages, the shared libraries, the interpreter itself, and a few devices.
 
     Wherever they were installed, that is also so for the packages that this process has imported, but for this one.
 
+    Args:
+        programs: Paths of programs, to be readable as well.
+
     Returns:
         Existing absolute paths, none below another, sorted.
     """
-    wanted = [*SYSTEM, *DEVICES]
+    wanted = [*SYSTEM, *DEVICES, *programs, *map(os.path.realpath, programs)]
     for prefix in {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}:
         wanted += [os.path.join(prefix, "lib"), os.path.join(prefix, "lib64"), os.path.join(prefix, "pyvenv.cfg")]
         wanted += glob.glob(os.path.join(glob.escape(prefix), "bin", "python*[0-9n]"))

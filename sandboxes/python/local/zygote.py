@@ -52,13 +52,13 @@ class Zygote:
         self._plan = Plan()
         self._home = Home(folder, (), (), b"")
 
-    def start(self, preload: list[str] | None, isolation: str) -> dict[str, Any]:
+    def start(self, preload: list[str] | None, isolation: str, programs: list[str]) -> dict[str, Any]:
         """Gets warm and finds the plan; returns what the host is told."""
         try:
             warm_up(preload)
         except WarmingFault as problem:
             return {"fault": str(problem)}
-        readable = readable_paths()
+        readable = readable_paths(programs)
         sys.path[:] = ["", *(path for path in sys.path if path and is_below(path, readable))]
         missing: tuple[str, ...] = ()
         syscall_filter = b""
@@ -174,7 +174,7 @@ def main(descriptor: int) -> None:
             request = json.loads(host.recv(65536))
             folder = make_folder(request["folder"])
             zygote = Zygote(host, folder)
-            answer = zygote.start(request["preload"], request["isolation"])
+            answer = zygote.start(request["preload"], request["isolation"], request["programs"])
             host.send(json.dumps(answer).encode())
             if "fault" not in answer:
                 zygote.serve()
