@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, settings
-from hypothesis import strategies as st
+import gymnasium as gym
 
-from agent_envs.testing.episode import EXPERT, Episode
+from agent_envs.testing.episode import Episode
 from agent_envs.testing.profile import PROFILES, Profile
-from agent_envs.testing.promise import Broken, NotAsked, Promise
+from agent_envs.testing.promise import Promise
 from agent_envs.testing.promises import PROMISES
 from agent_envs.testing.report import Finding, Report
-from agent_envs.testing.strategies import episodes
-from agent_envs.testing.subject import Checkable, Subject
+from agent_envs.testing.search import Failure, Search, broken_by, own_doing
+from agent_envs.testing.subject import Checkable, Subject, spec_of
+
+MADE = Promise("made", "It can be made, reset and closed.", lambda subject, episode: None, once=True)
+"""Stands in the report on an environment for which this is not so; of the others it goes without saying."""
 
 
 def check_agent_env(
@@ -31,6 +32,8 @@ def check_agent_env(
 ) -> Report:
     """Asks an environment whether it keeps its promises, by episodes that Hypothesis draws and makes smaller.
 
+    Nothing is left behind: no file, no ``.hypothesis`` folder, no state of a global generator.
+
     Args:
         env_or_id: An id, an environment, or a function that makes one (`Subject`).
         profile: ``"quick"`` (seconds), ``"ci"`` or ``"thorough"`` (500 episodes a promise).
@@ -39,32 +42,69 @@ def check_agent_env(
         verbose: Whether the report is printed.
 
     Returns:
-        What was found. Nothing is raised for a broken promise (`Report.raise_if_broken` does).
+        What was found. Nothing is raised for a broken promise (`Report.raise_if_broken` does), nor for an environment that
+        cannot even be made or reset: the report says so.
 
     Raises:
         ValueError: There is no such profile or promise.
+        gym.error.Error: There is no such id.
+        ModuleNotFoundError: There is no such module, of ``"module:id"``.
+        TypeError: It is no environment, or one that takes or gives something other than text.
 
     Example:
-        >>> report = check_agent_env("agent_envs/MathTool-v0", only=["types", "turns"])  # doctest: +SKIP
-        agent_envs/MathTool-v0: 2 kept, 0 broken, 0 not asked (profile quick, 0.3 s)
-        KEPT      types
-        KEPT      turns
+        >>> report = check_agent_env("agent_envs/MathTool-v0", only=["seed", "fork"])  # doctest: +SKIP
+        agent_envs/MathTool-v0: 2 kept, 0 not asked, 0 broken (profile quick, 0.3 s)
+        KEPT      seed (8 episodes)
+        KEPT      fork (8 episodes)
     """
     if profile not in PROFILES:
         raise ValueError(f"a profile is one of {list(PROFILES)}, found {profile!r}")
+    promises = chosen(only)
+    subject = prepare(env_or_id)
+    if isinstance(subject, Finding):
+        report = Report(_name(env_or_id), profile, (subject,))
+    else:
+        findings = [ask(promise, subject, PROFILES[profile], example) for promise in promises]
+        report = Report(subject.name, profile, tuple(findings))
+    if verbose:
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(str(report).encode(encoding, "backslashreplace").decode(encoding))  # noqa: T201 - what it is called for
+    return report
+
+
+def prepare(env_or_id: Checkable) -> Subject | Finding:
+    """What promises are asked of; for an environment that cannot be made or reset, the finding that says so.
+
+    Raises:
+        gym.error.Error: There is no such id.
+        ModuleNotFoundError: There is no such module, of ``"module:id"``.
+        TypeError: It is no environment, or one that takes or gives something other than text.
+    """
+    if isinstance(env_or_id, str):
+        spec_of(env_or_id)  # raises here, where the id is wrong and not the environment
+    try:
+        return Subject(env_or_id)
+    except Exception as error:
+        if own_doing(error):  # the kit says that this is nothing to be checked
+            raise
+        found = broken_by(error).found
+    source = repr(env_or_id) if isinstance(env_or_id, str) else "env" if isinstance(env_or_id, gym.Env) else "make_env"
+    again = f"check_agent_env({source})"
+    return Finding(MADE, "broken", "an environment that can be made and reset", found, reproduce=again, examples=1)
+
+
+def chosen(only: str | Sequence[str] = ()) -> tuple[Promise, ...]:
+    """The promises of those names, in the order of `PROMISES`; all of them for none.
+
+    Raises:
+        ValueError: There is no such promise.
+    """
     wanted = [only] if isinstance(only, str) else list(only)
     names = [promise.name for promise in PROMISES]
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise ValueError(f"there are no promises {unknown}; there are {names}")
-    subject = Subject(env_or_id)
-    findings = [
-        ask(promise, subject, PROFILES[profile], example) for promise in PROMISES if not wanted or promise.name in wanted
-    ]
-    report = Report(subject.name, profile, tuple(findings))
-    if verbose:
-        print(report, file=sys.stdout)  # noqa: T201 - printing is what it is called for
-    return report
+    return tuple(promise for promise in PROMISES if not wanted or promise.name in wanted)
 
 
 def ask(promise: Promise, subject: Subject, profile: Profile, example: Episode | None = None) -> Finding:
@@ -75,87 +115,46 @@ def ask(promise: Promise, subject: Subject, profile: Profile, example: Episode |
         subject: The environment.
         profile: How thoroughly.
         example: One episode to ask with instead of drawn ones.
+
+    Returns:
+        What was found. A check that fails by itself, rather than by what the environment does, is a finding as well, of
+        status ``"failed"``.
     """
-    search = _Search(promise, subject, profile)
+    search = Search(promise, subject, profile)
     begin = time.monotonic()
     try:
         if example is not None or promise.once:
             search.examine(example or Episode())
         else:
             search.run()
-    except NotAsked as why:
-        return Finding(promise, "not asked", found=str(why), seconds=time.monotonic() - begin)
-    except Broken:
-        pass
+    except (Exception, SystemExit) as error:
+        if search.smallest is None:  # raised before any check: the kit could not even draw an episode
+            search.smallest = Failure(Episode(), error, own=True)
     seconds = time.monotonic() - begin
-    if search.smallest is None:
-        return Finding(promise, "kept", examples=search.tried, seconds=seconds)
-    episode, broken = search.smallest
+    failure = search.smallest
+    if failure is None:
+        if not search.asked:
+            return Finding(promise, "not asked", found=search.why_not, seconds=seconds)
+        return Finding(promise, "kept", examples=search.asked, seconds=seconds)
+    again = "" if promise.once else f", example={failure.episode!r}"
+    finding = Finding(
+        promise,
+        "failed" if failure.own else "broken",
+        episode=failure.episode,
+        actions=failure.episode.actions,
+        reproduce=f"check_agent_env({subject.source}, only={promise.name!r}{again})",
+        examples=search.asked,
+        seconds=seconds,
+    )
+    if failure.own:
+        return replace(finding, found="".join(traceback.format_exception(failure.error)).rstrip())
+    broken = broken_by(failure.error)
+    found = broken.found
+    if search.flaky:
+        found += "\n(once and not again: what it does depends on more than the seed and the actions)"
     played = [moment.action for moment in broken.trace if moment.action is not None]
-    actions = played or [action if isinstance(action, str) else repr(action) for action in episode.actions]
-    again = "" if promise.once else f", example={episode!r}"
-    reproduce = f"check_agent_env({subject.source}, only={promise.name!r}{again})"
-    return Finding(promise, "broken", broken.expected, broken.found, episode, actions, reproduce, search.tried, seconds)
+    return replace(finding, expected=broken.expected, found=found, actions=played or finding.actions)
 
 
-class _Enough(BaseException):
-    """Ends Hypothesis's search; no Exception, so that it is not taken for a failure."""
-
-
-@dataclass
-class _Search:
-    """Looks for the smallest episode in which a promise is broken."""
-
-    promise: Promise
-    subject: Subject
-    profile: Profile
-    smallest: tuple[Episode, Broken] | None = None
-    tried: int = 0
-    deadline: float = float("inf")
-
-    def examine(self, episode: Episode) -> None:
-        if time.monotonic() > self.deadline:
-            raise _Enough
-        self.tried += 1
-        try:
-            self.promise.check(self.subject, episode)
-        except NotAsked:
-            raise
-        except Exception as error:
-            broken = error if isinstance(error, Broken) else _unexpected(error)
-            if self.smallest is None:
-                self.deadline = time.monotonic() + self.profile.shrink_seconds
-            if self.smallest is None or _size(episode) <= _size(self.smallest[0]):
-                self.smallest = episode, broken
-            raise broken from (None if broken is error else error)
-
-    def run(self) -> None:
-        @settings(
-            max_examples=max(1, round(self.profile.examples * self.promise.share)),
-            deadline=None,
-            database=None,
-            derandomize=True,
-            phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=list(HealthCheck),
-            report_multiple_bugs=False,
-            print_blob=False,
-            verbosity=Verbosity.quiet,
-        )
-        @given(st.data())
-        def search(data: st.DataObject) -> None:
-            self.examine(data.draw(strategy))
-
-        strategy = episodes(self.subject, self.profile.max_actions)
-        with contextlib.suppress(_Enough):
-            search()
-
-
-def _unexpected(error: Exception) -> Broken:
-    frames = traceback.extract_tb(error.__traceback__)[-3:]
-    where = " < ".join(f"{frame.name} ({frame.filename.rpartition('/')[2]}:{frame.lineno})" for frame in reversed(frames))
-    return Broken("no exception", f"{type(error).__name__}: {error}, in {where}")
-
-
-def _size(episode: Episode) -> tuple[int, int, int]:
-    texts = sum(len(action) for action in episode.actions if action is not EXPERT and isinstance(action, str))
-    return len(episode.actions), texts, episode.seed
+def _name(what: Checkable) -> str:
+    return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
