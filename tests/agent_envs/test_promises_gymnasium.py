@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import random
 import subprocess
@@ -16,14 +17,14 @@ import numpy as np
 import pytest
 from gallery.inputs import HalfOpenTag
 from gallery.outputs import OneFlag, WallClock
-from gallery.processes import CloseOnce
+from gallery.processes import CloseOnce, HangsInWorkers
 from gallery.words import Words
 from parts import Riddles, SameString
 
 from agent_envs.env import ToolEnv
 from agent_envs.testing import EXPERT, Episode, NotAsked, check_agent_env
 from agent_envs.testing.elsewhere import Elsewhere, run_elsewhere
-from agent_envs.testing.promises import PROMISES
+from agent_envs.testing.promises import PROMISES, vector
 from agent_envs.testing.record import Misshapen, Recorder, departure, deviation, record, repeats
 from agent_envs.testing.subject import Subject
 from agent_envs.testing.surroundings import (
@@ -282,6 +283,14 @@ def test_a_single_task_needs_no_other_by_seed():
     (promise,) = (promise for promise in PROMISES if promise.name == "tasks by seed")
     with pytest.raises(NotAsked, match="'train' has one task"):
         promise.check(Subject(one_riddle), Episode())
+
+
+def test_processes_that_hang_are_given_up(monkeypatch):
+    monkeypatch.setattr(vector, "_PATIENCE", 0.5)
+    (finding,) = check_agent_env(HangsInWorkers, only="processes", verbose=False).findings
+    assert finding.status == "broken"
+    assert "TimeoutError" in finding.found
+    assert multiprocessing.active_children() == []
 
 
 def test_the_checks_themselves_leave_the_process_alone():

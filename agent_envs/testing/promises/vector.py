@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from agent_envs.vector import ThreadVectorEnv
 Kind = Callable[[Sequence[Callable[[], gym.Env[Any, Any]]]], VectorEnv[Any, Any, Any]]
 
 _ENVS = 3
+_PATIENCE = 60.0  # seconds for one reset or step of processes, in which a lock that was held at the fork is held for ever
 
 
 def _sync(subject: Subject, episode: Episode) -> None:
@@ -60,21 +62,24 @@ class _Comparison:
             if not all(map(_sound, alone)):
                 return
             try:
-                envs = stack.enter_context(_opened(self.kind([self.subject.make] * _ENVS)))
-                observations, infos = envs.reset(seed=episode.seed)
-                self._compare(alone, episode.seed, observations, (np.zeros(_ENVS), [False] * _ENVS, [False] * _ENVS), infos)
-                for action in episode.actions:
-                    if any(run.record.over for run in alone):
-                        return
-                    texts = [run.step(action).trace[-1].action for run in alone]
-                    if not all(map(_sound, alone)):
-                        return
-                    observations, *outcome, infos = envs.step(texts)
-                    self._compare(alone, episode.seed, observations, outcome, infos)
+                with _opened(self.kind([self.subject.make] * _ENVS)) as envs:
+                    self._play_beside(alone, envs, episode)
             except Broken:
                 raise
             except Exception as error:
                 raise Broken(f"a {self.name} to run as the environments alone do", told(error)) from error
+
+    def _play_beside(self, alone: list[Recorder], envs: VectorEnv[Any, Any, Any], episode: Episode) -> None:
+        observations, infos = _reset(envs, episode.seed)
+        self._compare(alone, episode.seed, observations, (np.zeros(_ENVS), [False] * _ENVS, [False] * _ENVS), infos)
+        for action in episode.actions:
+            if any(run.record.over for run in alone):
+                return
+            texts = [run.step(action).trace[-1].action for run in alone]
+            if not all(map(_sound, alone)):
+                return
+            observations, *outcome, infos = _step(envs, texts)
+            self._compare(alone, episode.seed, observations, outcome, infos)
 
     def _compare(self, alone: list[Recorder], seed: int, observations: Any, outcome: Sequence[Any], infos: Any) -> None:
         for number, run in enumerate(alone):
@@ -101,10 +106,27 @@ def _sound(run: Recorder) -> bool:
     return run.record.raised is None and well_typed(run.record.trace)
 
 
+def _reset(envs: VectorEnv[Any, Any, Any], seed: int) -> tuple[Any, Any]:
+    if not isinstance(envs, AsyncVectorEnv):
+        return envs.reset(seed=seed)
+    envs.reset_async(seed)
+    return envs.reset_wait(timeout=_PATIENCE)
+
+
+def _step(envs: VectorEnv[Any, Any, Any], actions: list[Any]) -> tuple[Any, ...]:
+    if not isinstance(envs, AsyncVectorEnv):
+        return envs.step(actions)
+    envs.step_async(actions)
+    return envs.step_wait(timeout=_PATIENCE)
+
+
 @contextlib.contextmanager
-def _opened(envs: VectorEnv[Any, Any, Any]) -> Any:
+def _opened(envs: VectorEnv[Any, Any, Any]) -> Iterator[VectorEnv[Any, Any, Any]]:
     try:
         yield envs
+    except multiprocessing.TimeoutError:
+        envs.close(terminate=True)  # nothing else ends a worker that hangs
+        raise
     finally:
         with contextlib.suppress(Exception):  # left to the promise about close
             envs.close()

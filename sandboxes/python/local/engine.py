@@ -143,7 +143,9 @@ class Zygote:
         self._errors.close()
 
     def _said(self) -> str:
-        """The last words of a process that could not report properly."""
+        """The last words of a process that could not report properly, and that may be about to write them."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(DYING_SECONDS)
         self._errors.seek(0)
         words = self._errors.read()[-2000:].decode("utf-8", "replace").strip()
         return f": {words}" if words else ""

@@ -187,6 +187,17 @@ class OwnProcesses(Words):
             return super().read(pool.apply(replace_surrogates, (action,)))
 
 
+class HangsInWorkers(Words):
+    """It waits for a lock that some thread of the parent process held when it was forked."""
+
+    home = os.getpid()
+
+    def draw(self) -> tuple[str, ...]:
+        if os.getpid() != self.home:
+            threading.Event().wait()
+        return super().draw()
+
+
 class TextOfGymnasium(Words):
     """Its space is Gymnasium's own, which does not get through shared memory."""
 
