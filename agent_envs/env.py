@@ -166,7 +166,7 @@ class ToolEnv(gym.Env[str, str]):
             with self._fault_boundary(tool.name):
                 tool.reset(task, _generator(entropy, number))
         self._episode = _Episode(task, entropy)
-        return task.question, self._info(self._episode, Parsed(None, 0, True))
+        return task.question, self._info(self._episode, Parsed(None, 0, True), "")
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes one action: the text of one assistant turn.
@@ -191,13 +191,14 @@ class ToolEnv(gym.Env[str, str]):
         episode.turn += 1
         episode.well_formed &= parsed.well_formed
         if isinstance(parsed.move, Answer):
-            return self._finish(episode, parsed, "", parsed.move)
+            return self._finish(episode, parsed, ToolResult("", parsed.fault), parsed.move)
         if isinstance(parsed.move, Call):
             result = self._call(episode, parsed.move)
-            parsed = replace(parsed, fault=result.fault, message=result.text)
+        else:
+            result = ToolResult(parsed.message, parsed.fault)
         if episode.turn == self.max_turns:
-            return self._finish(episode, parsed, self._cut(parsed.message), None)
-        return self._cut(parsed.message), 0.0, False, False, self._info(episode, parsed)
+            return self._finish(episode, parsed, result, None)
+        return self._cut(result.text), 0.0, False, False, self._info(episode, parsed, result.fault)
 
     def close(self) -> None:
         """Lets go of the tools' engines and the verifier's processes. Calling it twice is fine; ``reset`` opens again."""
@@ -315,7 +316,7 @@ class ToolEnv(gym.Env[str, str]):
         return _FaultBoundary(component, self._end if ends_episode else None)
 
     def _finish(
-        self, episode: _Episode, parsed: Parsed, observation: str, answer: Answer | None
+        self, episode: _Episode, parsed: Parsed, result: ToolResult, answer: Answer | None
     ) -> tuple[str, float, bool, bool, dict[str, Any]]:
         verdict = Verdict(0.0, False)
         if answer is not None:
@@ -328,17 +329,17 @@ class ToolEnv(gym.Env[str, str]):
             all_tools_worked=len(self.tools) > 1 and episode.worked == {tool.name for tool in self.tools},
             rewards=self.rewards,
         )
-        info = self._info(episode, parsed) | {"score": score, "success": bool(verdict.success)}
-        return observation, sum(score.values()), True, False, info
+        info = self._info(episode, parsed, result.fault) | {"score": score, "success": bool(verdict.success)}
+        return self._cut(result.text), sum(score.values()), True, False, info
 
-    def _info(self, episode: _Episode, parsed: Parsed) -> dict[str, Any]:
+    def _info(self, episode: _Episode, parsed: Parsed, fault: str) -> dict[str, Any]:
         return {
             "task_id": episode.task.id,
             "turn": episode.turn,
             "tool": parsed.move.tool if isinstance(parsed.move, Call) else "",
-            "action_valid": episode.turn == 0 or (parsed.move is not None and parsed.fault != "bad_arguments"),
+            "action_valid": episode.turn == 0 or (parsed.move is not None and fault != "bad_arguments"),
             "action_chars": parsed.end,
-            "policy_fault": parsed.fault,
+            "policy_fault": fault,
             "tool_calls": episode.tool_calls,
         }
 

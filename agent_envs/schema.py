@@ -87,11 +87,13 @@ def _object_mismatch(schema: Mapping[str, Any], value: Mapping[str, Any], where:
         for name in value:
             if name not in properties:
                 return f"there is no {_short(where + name)}"
-    for name in properties:
-        if name not in value and name in schema.get("required", ()):
+    for name, expected in properties.items():
+        if name in value:
+            if problem := _mismatch(expected, value[name], where + name):
+                return problem
+        elif name in schema.get("required", ()):
             return f"{where + name!r} is missing"
-    problems = (_mismatch(properties[name], value[name], where + name) for name in properties if name in value)
-    return next(filter(None, problems), "")
+    return ""
 
 
 def _mismatch(schema: Any, value: Any, where: str) -> str:

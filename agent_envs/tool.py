@@ -252,7 +252,8 @@ def call_tool(tool: Tool, arguments: Mapping[str, Any]) -> ToolResult:
     Raises:
         Exception: The tool is broken.
     """
-    return _outcome(tool, tool.run, copy.deepcopy(dict(arguments)))
+    own = {name: value if isinstance(value, str) else copy.deepcopy(value) for name, value in arguments.items()}
+    return _outcome(tool, tool.run, own)
 
 
 def _outcome(tool: Tool, function: Callable[..., Any], arguments: Mapping[str, Any]) -> ToolResult:

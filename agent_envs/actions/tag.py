@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from agent_envs.actions.body import body_hint, read_body, write_body
 from agent_envs.actions.boxed import last_boxed
@@ -158,8 +159,7 @@ class TagFormat:
         return Parsed(None, scan.end, False, "no_action", f"no tool call and no answer: {expected}")
 
 
-@dataclass(frozen=True)
-class _Scan:
+class _Scan(NamedTuple):
     """How far the tags of an action lead: ``tag`` is the one that is complete, or still open at the end ("" for none)."""
 
     tag: str

@@ -94,7 +94,7 @@ class Recorder:
 
 
 def record(env: gym.Env[Any, Any], episode: Episode) -> Record:
-    """Plays an episode from its reset until it, its actions or the environment's patience end."""
+    """Plays an episode from its reset until it or its actions end, or something is raised."""
     return Recorder(env).play(episode)
 
 

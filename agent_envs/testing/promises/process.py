@@ -41,7 +41,12 @@ def _first_use(subject: Subject, episode: Episode) -> None:
 def _other_process(subject: Subject, episode: Episode) -> None:
     episode = subject.toured(episode)
     played = [replace(episode, seed=episode.seed + number) for number in range(_SEEDS)]
-    one, other = (made_elsewhere(replay, subject, played, hash_seed=hash_seed).value for hash_seed in (1, 2))
+    try:
+        one, other = (made_elsewhere(replay, subject, played, hash_seed=hash_seed).value for hash_seed in (1, 2))
+    except NotAsked as why:
+        if isinstance(why.__cause__, Elsewhere):
+            raise Broken("to be made and played in another process as it is in this one", str(why.__cause__)) from why
+        raise
     for each, first, second in zip(played, one, other, strict=True):
         changed = difference(first, second)
         with subject.env() as env:
@@ -80,8 +85,7 @@ def made_elsewhere(function: Callable[..., Any], subject: Subject, *arguments: A
     """Calls a function on a subject's recipe in another process.
 
     Raises:
-        NotAsked: The subject cannot go there.
-        Broken: It went and came to grief.
+        NotAsked: The subject cannot go there, or came to grief there; the latter is broken of the promise "other process".
     """
     try:
         recipe = subject.recipe()
@@ -92,7 +96,7 @@ def made_elsewhere(function: Callable[..., Any], subject: Subject, *arguments: A
             function, recipe, *arguments, hash_seed=hash_seed, folder=subject.folder, variables=subject.variables
         )
     except Elsewhere as error:
-        raise Broken("to be made and played in another process as it is in this one", str(error)) from error
+        raise NotAsked(f"it does not work in another process ({error})") from error
 
 
 PROMISES = (

@@ -67,7 +67,7 @@ class _Comparison:
             except Broken:
                 raise
             except Exception as error:
-                raise Broken(f"a {self.name} to run as the environments alone do", told(error)) from error
+                raise Broken(f"{self.name} to run as the environments alone do", told(error)) from error
 
     def _play_beside(self, alone: list[Recorder], envs: VectorEnv[Any, Any, Any], episode: Episode) -> None:
         observations, infos = _reset(envs, episode.seed)
@@ -91,7 +91,7 @@ class _Comparison:
             changed = difference((*before, expected), (*before, found))
             if changed and repeats(self.subject, seed + number, run.record):
                 found_out = f"{changed}{self._why(run.env, infos, number)}"
-                raise Broken(f"environment {number} of a {self.name} to be as it is alone", found_out, run.record.trace)
+                raise Broken(f"environment {number} of {self.name} to be as it is alone", found_out, run.record.trace)
 
     def _why(self, env: gym.Env[Any, Any], infos: Any, number: int) -> str:
         faults = infos.get("environment_fault")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from agent_envs.actions import Parsed, TagFormat
@@ -175,12 +175,12 @@ class ReportsFailure(ToolEnv):
 class VerifierFailureIsWrong(ToolEnv):
     """A verifier that raises is taken for one that says no."""
 
-    def _finish(self, episode: Any, parsed: Parsed, observation: str, answer: Answer | None) -> Outcome:
+    def _finish(self, episode: Any, parsed: Parsed, result: ToolResult, answer: Answer | None) -> Outcome:
         try:
-            return super()._finish(episode, parsed, observation, answer)
+            return super()._finish(episode, parsed, result, answer)
         except RuntimeError:
             self._episode = episode
-            return super()._finish(episode, parsed, observation, None)
+            return super()._finish(episode, parsed, result, None)
 
 
 class EndsOnError(ToolEnv):
@@ -189,5 +189,5 @@ class EndsOnError(ToolEnv):
     def step(self, action: str) -> Outcome:
         observation, reward, terminated, truncated, info = super().step(action)
         if info["policy_fault"] == "error" and not terminated:
-            return self._finish(self._episode, replace(self._parse(action), fault="error"), observation, None)
+            return self._finish(self._episode, self._parse(action), ToolResult(observation, "error"), None)
         return observation, reward, terminated, truncated, info
