@@ -167,11 +167,3 @@ def _tour(env: gym.Env[Any, Any]) -> tuple[str, ...]:
         with contextlib.suppress(ValueError):  # no action of this format means that
             written.append(inner.format.write(move, inner.tools))
     return tuple(written)
-
-
-def tool_env(env: gym.Env[Any, Any]) -> ToolEnv:
-    """The ``ToolEnv`` under an environment's wrappers; promises about tools are asked of these alone."""
-    inner = env.unwrapped
-    if not isinstance(inner, ToolEnv):
-        raise TypeError(f"expected a ToolEnv under the wrappers, found {type(inner).__name__}")
-    return inner

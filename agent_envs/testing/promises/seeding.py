@@ -9,7 +9,8 @@ from gymnasium.utils.seeding import np_random
 from agent_envs.testing.episode import Episode
 from agent_envs.testing.promise import Broken, NotAsked, Promise
 from agent_envs.testing.record import Record, Recorder, departure, deviation, record, short
-from agent_envs.testing.subject import Subject, tool_env
+from agent_envs.testing.stand_ins import only_tool_env
+from agent_envs.testing.subject import Subject
 from agent_envs.testing.surroundings import generator_states, generators_kept, seed_generators
 
 _SEEDS = 20
@@ -55,7 +56,7 @@ def _tasks(subject: Subject, episode: Episode) -> None:
         if any(one.raised is not None for one in begun) or any(departure(begun[0], other) for other in begun[1:]):
             return
         if subject.is_tool_env:
-            inner = tool_env(env)
+            inner = only_tool_env(env)
             if len(inner.tasks.ids(inner.split) or (1, 2)) == 1:
                 raise NotAsked(f"its split {inner.split!r} has one task")
         elif env.unwrapped.np_random.bit_generator.state != np_random(_SEEDS - 1)[0].bit_generator.state:

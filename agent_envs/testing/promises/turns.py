@@ -11,7 +11,8 @@ from gymnasium.error import ResetNeeded
 from agent_envs.testing.episode import Episode, Trace
 from agent_envs.testing.promise import Broken, NotAsked, Promise
 from agent_envs.testing.record import Record, Recorder, departure, deviation, place, record, repeats, short, told
-from agent_envs.testing.subject import Subject, tool_env
+from agent_envs.testing.stand_ins import only_tool_env
+from agent_envs.testing.subject import Subject
 
 _PATIENCE = 20  # empty actions after which an episode of an environment without max_turns is given up
 
@@ -19,7 +20,7 @@ _PATIENCE = 20  # empty actions after which an episode of an environment without
 def _order(subject: Subject, episode: Episode) -> None:
     with subject.env() as plain:
         expected = record(plain, episode)
-        patience = tool_env(plain).max_turns if subject.is_tool_env else _PATIENCE
+        patience = only_tool_env(plain).max_turns if subject.is_tool_env else _PATIENCE
     with subject.env() as env:
         _must_raise(env, "before the first reset", subject, ())
         run = Recorder(env)
@@ -53,7 +54,7 @@ def _end(subject: Subject, episode: Episode) -> None:
     if not subject.is_tool_env:
         raise NotAsked("only a ToolEnv has max_turns")
     with subject.env() as env:
-        limit = tool_env(env).max_turns
+        limit = only_tool_env(env).max_turns
         run = Recorder(env)
         run.reset(episode.seed)
         for action in (*episode.actions, *[""] * limit)[:limit]:
