@@ -15,6 +15,10 @@ the rounds is shown with the lowest and the highest. Machine load is printed, si
   such a text and do nothing else, so that what is left is the vector environment's and the string space's own.
 - life: opening, resetting, stepping and closing, and what is left afterwards.
 
+Threads take turns at the interpreter's lock, so a second core gives them nothing but dearer changes from one to the next:
+with ``taskset -c 1`` in front ``send``/``recv`` takes two thirds of the processor time a step, and other programs disturb it
+less. A tool's processes would inherit that one core, so it is a choice for tools that wait.
+
     python benchmarks/vector.py [--envs 256] [--text-envs 16] [--seconds 3] [--rounds 5] [--only tools straggler text life]
 """
 
