@@ -25,7 +25,7 @@ from agent_envs.moves import Answer, Call
 from agent_envs.reward import REWARDS, reward_parts
 from agent_envs.spaces import String, replace_surrogates
 from agent_envs.task import Task, TaskSource
-from agent_envs.tool import Tool, ToolResult, call_tool, check_arguments
+from agent_envs.tool import Tool, ToolResult, call_tool, check_arguments, replay_difference
 from agent_envs.verifiers import Verdict, Verifier
 from sandboxes.faults import SandboxFault
 
@@ -304,12 +304,11 @@ class ToolEnv(gym.Env[str, str]):
         for turn, called, arguments, result in episode.log:
             if called != position:
                 continue
-            again = _run(twin, arguments)
-            # What was printed before a time limit or a kill depends on the clock; that the call ended so is what matters.
-            if again != result and not (again.fault == result.fault and again.fault in ("timeout", "killed")):
+            changed = replay_difference(result, _run(twin, arguments))
+            if changed:
                 raise ForkError(
                     f"tool {twin.name!r} gave another result when call {turn} of the episode ran again in the copy: "
-                    f"first {_excerpt(result)}, then {_excerpt(again)}"
+                    f"{changed}"
                 )
 
     def _fault_boundary(self, component: str, ends_episode: bool = True) -> _FaultBoundary:
@@ -388,8 +387,3 @@ def _run(tool: Tool, arguments: Mapping[str, Any]) -> ToolResult:
     result = call_tool(tool, arguments)
     text = replace_surrogates(result.text)
     return result if text == result.text else replace(result, text=text)
-
-
-def _excerpt(result: ToolResult) -> str:
-    text = repr(result.text)
-    return text if len(text) <= 80 else text[:77] + "..."

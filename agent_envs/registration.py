@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import gymnasium as gym
 
@@ -30,3 +32,18 @@ def full_id(name: str) -> str:
     if ":" in name or "/" in name:
         return name
     return f"agent_envs/{name}" if f"agent_envs/{name}" in gym.registry else name
+
+
+def env_arguments(text: str) -> dict[str, Any]:
+    """The arguments of an environment as a command line gives them: a JSON object.
+
+    Raises:
+        ValueError: It is none; the message goes on after the option's name.
+    """
+    try:
+        arguments = json.loads(text)
+        if not isinstance(arguments, dict):
+            raise ValueError("it is no object")
+    except ValueError as problem:
+        raise ValueError(f"must be a JSON object such as '{{\"max_turns\": 4}}': {problem}") from None
+    return arguments

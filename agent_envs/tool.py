@@ -256,6 +256,21 @@ def call_tool(tool: Tool, arguments: Mapping[str, Any]) -> ToolResult:
     return _outcome(tool, tool.run, own)
 
 
+def replay_difference(first: ToolResult, again: ToolResult) -> str:
+    """How the result of a call differs where the call was made again, in a few words; "" if it does not.
+
+    What was said before a time limit or a kill depends on the clock; that the call ended so is what matters.
+    """
+    if again == first or (again.fault == first.fault and again.fault in ("timeout", "killed")):
+        return ""
+    return f"first {_excerpt(first)}, then {_excerpt(again)}"
+
+
+def _excerpt(result: ToolResult) -> str:
+    text = repr(result.text)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def _outcome(tool: Tool, function: Callable[..., Any], arguments: Mapping[str, Any]) -> ToolResult:
     try:
         value = function(**arguments)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
-import json
 import logging
 import signal
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 from agent_envs.faults import EnvironmentFault
 from agent_envs.mcp.episode import Episode, UsageError, open_environment
+from agent_envs.registration import env_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,11 +69,9 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of the environment."""
     try:
-        settings = json.loads(options.env_args)
-        if not isinstance(settings, dict):
-            raise ValueError("it is no object")
+        settings = env_arguments(options.env_args)
     except ValueError as problem:
-        raise UsageError(f"--env-args must be a JSON object such as '{{\"max_turns\": 4}}': {problem}") from None
+        raise UsageError(f"--env-args {problem}") from None
     given = {name: value for name in ("tasks", "split") if (value := getattr(options, name)) is not None}
     return {**settings, **given}
 

@@ -18,6 +18,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from agent_envs.exchange import bare
 from agent_envs.faults import EnvironmentFault
 from agent_envs.mcp.sdk import (
     AsyncClient,
@@ -31,7 +32,6 @@ from agent_envs.mcp.sdk import (
     types,
 )
 from agent_envs.spaces import replace_surrogates
-from agent_envs.tools.exchange import bare
 
 _CLOSE_SECONDS = 15.0  # a server has 2 s to leave by itself and 2 s more once it was told to; the rest is for a busy machine
 _GRACE_SECONDS = 10.0  # beyond a call's own limit, before the connection itself is held to be stuck

@@ -97,7 +97,7 @@ def act(env: gym.Env[Any, Any], action: Action, last: Moment, oracle: Any = None
 def oracle_of(env: gym.Env[Any, Any]) -> Any:
     """The scripted expert of the running episode, or None where its task has none."""
     try:
-        return env.unwrapped.oracle()  # type: ignore[attr-defined]
+        return env.unwrapped.oracle()  # type: ignore[attr-defined]  # whoever has none has no EXPERT in its episodes
     except NoOracle:
         return None
 

@@ -18,8 +18,7 @@ from gymnasium.vector.utils import CloudpickleWrapper
 from agent_envs.env import ToolEnv
 from agent_envs.moves import Answer, Call, Move
 from agent_envs.registration import full_id
-from agent_envs.task import NoOracle
-from agent_envs.testing.episode import Episode
+from agent_envs.testing.episode import Episode, oracle_of
 
 Checkable = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
 
@@ -150,11 +149,7 @@ def _has_oracle(env: gym.Env[Any, Any]) -> bool:
     if not isinstance(env.unwrapped, ToolEnv):
         return False
     env.reset(seed=0)
-    try:
-        env.unwrapped.oracle()
-    except NoOracle:
-        return False
-    return True
+    return oracle_of(env) is not None
 
 
 def _tour(env: gym.Env[Any, Any]) -> tuple[str, ...]:

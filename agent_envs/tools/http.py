@@ -14,9 +14,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import quote, urlencode, urlsplit
 
+from agent_envs.exchange import Exchange, Reply, TooSlow, bare
 from agent_envs.faults import EnvironmentFault, ForkError
 from agent_envs.tool import Tool, ToolResult
-from agent_envs.tools.exchange import Exchange, Reply, TooSlow, bare
 
 _BODY = ("PATCH", "POST", "PUT")
 _METHODS = (*_BODY, "GET", "DELETE")

@@ -19,10 +19,9 @@ from agent_envs.faults import ForkError
 from agent_envs.mcp.connection import CallTimedOut, Connection, ServerAddress
 from agent_envs.mcp.sdk import MCPError, types
 from agent_envs.task import Task
-from agent_envs.tool import Tool, ToolResult
+from agent_envs.tool import Tool, ToolResult, replay_difference
 
 _NAME_LENGTH = 64
-_UNSAID = ("timeout", "killed")  # what was said before the end depends on the clock; that the call ended so is what matters
 
 
 def mcp_tools(
@@ -187,11 +186,11 @@ class _Session:
         twin = _Session(self.server, self._keep, self.replay)
         try:
             for turn, (name, arguments, result) in enumerate(self._calls, 1):
-                again = twin.call(name, arguments)
-                if again != result and not (again.fault == result.fault and again.fault in _UNSAID):
+                changed = replay_difference(result, twin.call(name, arguments))
+                if changed:
                     raise ForkError(
                         f"tool {tool!r} cannot be copied: call {turn} of the session, of {name!r}, gave another result when "
-                        f"it was made again: first {_excerpt(result)}, then {_excerpt(again)}"
+                        f"it was made again: {changed}"
                     )
         except BaseException:
             twin.close()
@@ -254,8 +253,3 @@ def _legal_names(names: Sequence[str]) -> list[str]:
             candidate = f"{base[: _NAME_LENGTH - len(str(number)) - 1]}_{number}"
         legal.append(candidate)
     return legal
-
-
-def _excerpt(result: ToolResult) -> str:
-    text = repr(result.text)
-    return text if len(text) <= 80 else text[:77] + "..."

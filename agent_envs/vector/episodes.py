@@ -52,8 +52,7 @@ class Episodes:
             TypeError: An action is no str where actions are texts.
             ValueError: There are not as many actions as environments.
         """
-        if len(actions) != len(numbers):
-            raise ValueError(f"expected {len(numbers)} actions, one for each environment; found {len(actions)}")
+        require_length("actions", actions, len(numbers))
         return [self._work(number, action) for number, action in zip(numbers, actions, strict=True)]
 
     def require_begun(self, numbers: Iterable[int], why: str) -> None:
@@ -74,3 +73,9 @@ class Episodes:
                 'or reset(options={"reset_mask": ...})'
             )
         return Reset()
+
+
+def require_length(name: str, values: Sequence[Any], expected: int) -> None:
+    """Raises ``ValueError`` if there are not as many values as environments."""
+    if len(values) != expected:
+        raise ValueError(f"expected {expected} {name}, one for each environment; found {len(values)}")

@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from agent_envs.vector.crew import Crew
-from agent_envs.vector.episodes import Episodes
+from agent_envs.vector.episodes import Episodes, require_length
 from agent_envs.vector.worker import Env, Facts, Reset, Result
 
 Floats = npt.NDArray[np.float64]
@@ -141,7 +141,7 @@ class ThreadVectorEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
             self._crew.put(number, _reset(seeds[number], own))
         results = self._take(None)
         if all(result.error is not None for result in results):
-            raise results[0].error  # type: ignore[misc]
+            raise results[0].error  # type: ignore[misc]  # no result is without one, as was just asked
         return self._batch(self._episodes.observations), self._infos(results)
 
     def step(self, actions: Any) -> tuple[Any, Floats, Flags, Flags, dict[str, Any]]:
@@ -203,7 +203,7 @@ class ThreadVectorEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
         """
         self._require_idle("set_attr")
         each = values if isinstance(values, list | tuple) else [values] * self.num_envs
-        _require_length("values", each, self.num_envs)
+        require_length("values", each, self.num_envs)
         self._crew.apply([functools.partial(_set, name, value) for value in each], f"set_attr({name!r}, ...)")
 
     @property  # type: ignore[misc]  # SyncVectorEnv has it so too
@@ -256,8 +256,8 @@ class ThreadVectorEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
         numbers = self._idle(env_ids, "send_reset")
         each_seed = [None] * len(numbers) if seeds is None else seeds
         each_options = [options] * len(numbers) if options is None or isinstance(options, Mapping) else options
-        _require_length("seeds", each_seed, len(numbers))
-        _require_length("options", each_options, len(numbers))
+        require_length("seeds", each_seed, len(numbers))
+        require_length("options", each_options, len(numbers))
         for number, seed, own in zip(numbers, each_seed, each_options, strict=True):
             self._crew.put(number, _reset(seed, own))
 
@@ -334,7 +334,7 @@ class ThreadVectorEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
             return [None] * self.num_envs
         if isinstance(seed, int | np.integer):
             return [int(seed) + number for number in range(self.num_envs)]
-        _require_length("seeds", seed, self.num_envs)
+        require_length("seeds", seed, self.num_envs)
         return seed
 
     def _masked(self, mask: Any) -> list[int]:
@@ -373,11 +373,6 @@ def _columns(results: Sequence[Result]) -> tuple[Floats, Flags, Flags]:
         np.array([result.terminated for result in results], np.bool_),
         np.array([result.truncated for result in results], np.bool_),
     )
-
-
-def _require_length(name: str, values: Sequence[Any], expected: int) -> None:
-    if len(values) != expected:
-        raise ValueError(f"expected {expected} {name}, one for each environment; found {len(values)}")
 
 
 def _call(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], env: Env) -> Any:

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import urllib3
-from urllib3.exceptions import HTTPError, InvalidHeader, LocationParseError
+from urllib3.exceptions import HTTPError, LocationParseError
 
+from agent_envs.exchange import retry_after
 from agent_envs.faults import EnvironmentFault
 
 _CONNECT_SECONDS = 10.0
@@ -129,7 +130,7 @@ class ChatServer:
             return _message(content)
         found = f"status {response.status}: {' '.join(content[:400].decode(errors='replace').split())[:200]!r}"
         if response.status in _BUSY or response.status >= 500:
-            raise _Unavailable(found, _retry_after(response))
+            raise _Unavailable(found, retry_after(response))
         raise EnvironmentFault(
             f"{self.address} refused the request ({found}): see that the address, the model's name, the key and the options "
             "are right",
@@ -180,11 +181,3 @@ def _message(content: bytes) -> str:
     if not isinstance(text, str):
         raise NoReply(found)
     return text
-
-
-def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
-    try:
-        value = response.headers.get("Retry-After")
-        return None if value is None else urllib3.Retry().parse_retry_after(value)
-    except InvalidHeader:
-        return None

@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import yaml
 from gymnasium.envs.registration import load_env_creator
 
 import agent_envs
-from agent_envs.registration import full_id
+from agent_envs.registration import env_arguments, full_id
 
 
 class UsageError(ValueError):
@@ -159,11 +158,9 @@ def environment_maker(config: RunConfig, split: str) -> Callable[[], gym.Env[Any
         UsageError: There is no such environment, or it does not take these arguments.
     """
     try:
-        extra = json.loads(config.env_args)
-        if not isinstance(extra, dict):
-            raise ValueError("it is no object")
+        arguments = env_arguments(config.env_args)
     except ValueError as problem:
-        raise UsageError(f"--env-args must be a JSON object such as '{{\"max_turns\": 4}}': {problem}") from None
+        raise UsageError(f"--env-args {problem}") from None
     name = full_id(config.env)
     try:
         module, _, id = name.rpartition(":")
@@ -178,7 +175,6 @@ def environment_maker(config: RunConfig, split: str) -> Callable[[], gym.Env[Any
         raise UsageError(f"--env {config.env}: there is no such environment ({str(problem).rstrip('.')}){hint}") from None
     assert creator is not None
     taken = inspect.signature(creator).parameters
-    arguments = dict(extra)
     if "split" in taken:
         arguments.setdefault("split", split)
     if config.tasks is not None:

@@ -192,13 +192,13 @@ class Exchange:
         reply = Reply(response.status, response.headers, content, cut)
         if (reply.status == 429 or reply.status >= 500) and reply.status not in self.final:
             again = self.harmless or reply.status == 429
-            raise _Failed(f"status {reply.status}: {reply.excerpt}", again, _retry_after(response))
+            raise _Failed(f"status {reply.status}: {reply.excerpt}", again, retry_after(response))
         return reply
 
     def _open(self) -> urllib3.PoolManager:
         pid = os.getpid()
         if self._lease is None or self._lease[0] != pid:
-            self._lease = (pid, shared.acquire("agent_envs.tools.exchange", _Connections))
+            self._lease = (pid, shared.acquire("agent_envs.exchange", _Connections))
         return self._lease[1].engine.manager
 
 
@@ -230,7 +230,8 @@ def _short(error: Exception) -> str:
     return str(error).rpartition(": ")[2] or type(error).__name__
 
 
-def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
+def retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
+    """The seconds that a service asks to be left alone for, if it says so."""
     try:
         value = response.headers.get("Retry-After")
         return None if value is None else urllib3.Retry().parse_retry_after(value)
