@@ -20,7 +20,7 @@ from operator import or_
 from typing import Any, Literal
 
 import gymnasium as gym
-from datasets import Dataset  # type: ignore[import-untyped]
+from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
 
 from agent_envs import Answer, Call, EnvironmentFault, Move, Tool, ToolEnv

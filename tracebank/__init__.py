@@ -1,9 +1,30 @@
-"""The memory of steps: what agents did, written down so that anybody can ask for it later.
+"""The memory of steps: what agents did, kept so that it can be asked for by what led to it.
 
-This package imports none of its neighbours and is useful alone. So far it holds the one definition of a trajectory
-(`tracebank.trajectory`), which learners write and everything that looks back reads.
+This package imports none of its neighbours and is useful alone. A `Trajectory` is what an agent did, from the question to the
+end; learners write trajectories, one JSON line each. A `TraceBank` holds their steps and answers "what did somebody do in a
+situation like this?". ``python -m tracebank`` makes and asks banks from a command line.
 """
 
+from tracebank.bank import Hits, TraceBank
+from tracebank.faults import BankError
+from tracebank.nearest import Filters
+from tracebank.step import Hit, StepTrace, render_history, render_step, steps_of
 from tracebank.trajectory import Segment, Trajectory, TrajectoryError, Turn, read_trajectories, write_trajectories
 
-__all__ = ["Segment", "Trajectory", "TrajectoryError", "Turn", "read_trajectories", "write_trajectories"]
+__all__ = [
+    "BankError",
+    "Filters",
+    "Hit",
+    "Hits",
+    "Segment",
+    "StepTrace",
+    "TraceBank",
+    "Trajectory",
+    "TrajectoryError",
+    "Turn",
+    "read_trajectories",
+    "render_history",
+    "render_step",
+    "steps_of",
+    "write_trajectories",
+]

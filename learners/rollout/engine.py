@@ -7,10 +7,11 @@ which episodes a group plays. Nothing waits for the slowest tool of the batch: e
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import gymnasium as gym
 
@@ -18,6 +19,24 @@ from learners.rollout.episode import Dialect, Episode, Limits
 from learners.rollout.rendering import Renderer
 from learners.rollout.tree import Leaf, RolloutTree
 from learners.sampling.sampler import Sampler
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a group begins with.
+
+    Args:
+        seed: Every episode of the group is reset with it.
+        path: Names the group among all of the run, such as (phase, step, index); seeds the noise of sampling.
+        task_id: The task, for an environment that takes ``reset(options={"task_id": ...})``; None for the one that the seed
+            draws.
+    """
+
+    seed: int
+    path: tuple[int, ...]
+    task_id: str | None = None
 
 
 class Group:
@@ -27,9 +46,9 @@ class Group:
         tree: The rollout tree that the episodes write to.
     """
 
-    def __init__(self, engine: Engine, seed: int, path: tuple[int, ...], temperature: float) -> None:
-        self.tree = RolloutTree(task_id="", question="", seed=seed, version=engine.sampler.version)
-        self._engine, self._path, self._temperature = engine, path, temperature
+    def __init__(self, engine: Engine, start: Start, temperature: float) -> None:
+        self.tree = RolloutTree(task_id="", question="", seed=start.seed, version=engine.sampler.version)
+        self._engine, self._start, self._temperature = engine, start, temperature
 
     async def play(self, count: int) -> list[Leaf]:
         """Plays ``count`` independent episodes from the question on, all at once."""
@@ -44,9 +63,10 @@ class Group:
         engine = self._engine
         return Episode(
             engine.idle.pop() if engine.idle else engine.make_env(),
-            engine.sampler.start((*self._path, index)),
+            engine.sampler.start((*self._start.path, index)),
             self.tree,
             (index,),
+            task_id=self._start.task_id,
             renderer=engine.renderer,
             limits=engine.limits,
             temperature=self._temperature,
@@ -102,38 +122,80 @@ class Engine:
         Returns:
             The trees, in the order of the seeds.
         """
-        groups = [Group(self, seed, (*path, index), temperature) for index, seed in enumerate(seeds)]
-        at_once = max(1, self._concurrency // group_size)
-        if self._deterministic:
-            trees: list[RolloutTree] = []
-            for start in range(0, len(groups), at_once):
-                trees += await asyncio.gather(*(explore(group) for group in groups[start : start + at_once]))
-        else:
-            slots = asyncio.Semaphore(at_once)
+        starts = [Start(seed, (*path, index)) for index, seed in enumerate(seeds)]
+        trees: dict[int, RolloutTree] = {}
+        async with aclosing(self.stream(starts, explore, group_size=group_size, temperature=temperature)) as finished:
+            async for index, tree in finished:
+                trees[index] = tree
+        return [trees[index] for index in range(len(starts))]
 
-            async def in_turn(group: Group) -> RolloutTree:
-                async with slots:
-                    return await explore(group)
+    async def stream(
+        self, starts: Sequence[Start], explore: Explore, *, group_size: int, temperature: float
+    ) -> AsyncGenerator[tuple[int, RolloutTree], None]:
+        """Plays one group a start and yields each tree as soon as it is finished, so that nobody has to hold them all.
 
-            trees = list(await asyncio.gather(*(in_turn(group) for group in groups)))
-        for tree in trees:
+        Args:
+            starts: What each group begins with, [B]. When the engine is deterministic, they are played in waves of
+                ``at_once(group_size)``, and which of them share a wave is part of what makes two runs equal.
+            explore, group_size, temperature: As for `rollout`.
+
+        Yields:
+            The index of a start, and its tree.
+        """
+        at_once = self.at_once(group_size)
+        slots = asyncio.Semaphore(at_once)
+
+        async def play(index: int) -> tuple[int, RolloutTree]:
+            async with slots:
+                tree = await explore(Group(self, starts[index], temperature))
             tree.put_in_order()
-        return trees
+            return index, tree
+
+        width = at_once if self._deterministic else max(1, len(starts))
+        for first in range(0, len(starts), width):
+            wave = range(first, min(first + width, len(starts)))
+            async with aclosing(as_they_finish(play(index) for index in wave)) as finished:
+                async for played in finished:
+                    yield played
+
+    def at_once(self, group_size: int) -> int:
+        """How many groups are live at once."""
+        return max(1, self._concurrency // group_size)
 
     def close(self) -> None:
         """Closes every environment and ends the threads."""
-        list(self.threads.map(lambda environment: environment.close(), self.idle))
+        self.threads.shutdown(cancel_futures=True)  # waits for calls whose episodes were cancelled
+        with ThreadPoolExecutor(max_workers=max(1, len(self.idle))) as closing:
+            list(closing.map(lambda environment: environment.close(), self.idle))
         self.idle.clear()
-        self.threads.shutdown()
+
+
+async def as_they_finish(jobs: Iterable[Coroutine[Any, Any, T]]) -> AsyncGenerator[T, None]:
+    """Runs coroutines side by side and yields each result as soon as it is there; whoever leaves early ends the rest.
+
+    Close it (`contextlib.aclosing`), or what is left goes on until it is collected.
+    """
+    waiting = {asyncio.ensure_future(job) for job in jobs}
+
+    def ended(task: asyncio.Future[T]) -> None:
+        waiting.discard(task)  # its result lives no longer than its reader needs it
+        if not task.cancelled():
+            task.exception()  # the first that fails is raised; asyncio need not complain that nobody asked for the others
+
+    finished = asyncio.as_completed(list(waiting))
+    for task in list(waiting):
+        task.add_done_callback(ended)
+    try:
+        for done in finished:
+            yield await done
+    finally:
+        rest = list(waiting)
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
 
 
 async def independent(group: Group, count: int) -> RolloutTree:
     """The plain way to explore: ``count`` independent episodes."""
     await group.play(count)
     return group.tree
-
-
-def fault_share(trees: Sequence[RolloutTree]) -> float:
-    """The share of trajectories that an environment fault ended."""
-    leaves = [leaf for tree in trees for leaf in tree.leaves]
-    return sum(bool(leaf.fault) for leaf in leaves) / len(leaves) if leaves else math.nan

@@ -75,6 +75,7 @@ class Episode:
         stream: Its live sequence.
         tree: The group's tree, which it writes its segments to.
         path: Its place in the group.
+        task_id: The task to open with; None for the one that the tree's seed draws.
         renderer: From messages to token ids.
         limits: When it is cut.
         temperature: Of decoding.
@@ -88,6 +89,7 @@ class Episode:
         tree: RolloutTree,
         path: tuple[int, ...],
         *,
+        task_id: str | None,
         renderer: Renderer,
         limits: Limits,
         temperature: float,
@@ -96,6 +98,7 @@ class Episode:
         self.environment, self.stream, self.tree = environment, stream, tree
         self.leaf = Leaf(path=path, segment=0)
         self.ended = False
+        self._named: dict[str, Any] = {} if task_id is None else {"options": {"task_id": task_id}}
         self._renderer, self._limits, self._temperature, self._threads = renderer, limits, temperature, threads
         self._dialect = Dialect.of(environment)
 
@@ -106,7 +109,7 @@ class Episode:
             while not self.ended:
                 await self.turn()
         except EnvironmentFault as fault:
-            self.leaf.fault = f"{fault.component or 'environment'}: {fault}"
+            note_fault(self.leaf, fault)
             self._end("fault")
         finally:
             self.stream.cancel()
@@ -114,7 +117,7 @@ class Episode:
 
     async def reset(self) -> None:
         """Opens the episode; the first of a group to get here writes the prompt into the tree."""
-        question, info = await self._call(lambda: self.environment.reset(seed=self.tree.seed))
+        question, info = await self._call(lambda: self.environment.reset(seed=self.tree.seed, **self._named))
         if not isinstance(question, str):
             raise TypeError(
                 f"the learners train on text environments, whose observations are str, but {self.environment} gave "
@@ -143,19 +146,12 @@ class Episode:
             self._end("length")
             return
         text = action.text
-        observation, reward, terminated, truncated, info = await self._call(lambda: self.environment.step(text))
+        stepped = await self._call(lambda: self.environment.step(text))
         leaf = self.leaf
-        parsed = self._dialect.format.parse(text, self._dialect.tools)
-        leaf.turns.append(Turn(text[: parsed.begin], text[parsed.begin : parsed.end], observation))
-        leaf.reward += float(reward)
-        leaf.tool_calls = int(info.get("tool_calls", 0))
-        if info.get("policy_fault"):
-            leaf.policy_faults.append(info["policy_fault"])
-        if terminated or truncated:
-            leaf.score = info.get("score", {})
-            leaf.success = bool(info["success"]) if "success" in info else leaf.reward >= 1.0
-            self._end("terminated" if terminated else "truncated")
+        if end := note_step(leaf, self._dialect, text, stepped):
+            self._end(end)
             return
+        observation = leaf.turns[-1].observation
         answer = self._renderer.observation(self._dialect.format.observe(observation), turn_ended=action.stop == "eos")
         if len(self.stream.ids) + len(answer) >= self._limits.total_tokens:
             leaf.reward += self._limits.cut_reward
@@ -201,3 +197,34 @@ class Episode:
         self.leaf.stop = stop
         self.ended = True
         self.tree.leaves.append(self.leaf)
+
+
+def note_step(leaf: Leaf, dialect: Dialect, action: str, stepped: tuple[Any, Any, bool, bool, dict[str, Any]]) -> str:
+    """Writes into a trajectory's record what a step of its environment brought.
+
+    Args:
+        leaf: The record.
+        dialect: How the environment is talked to.
+        action: What it was stepped with.
+        stepped: What ``step`` returned.
+
+    Returns:
+        How the episode ended, ``"terminated"`` or ``"truncated"``; "" while it goes on.
+    """
+    observation, reward, terminated, truncated, info = stepped
+    parsed = dialect.format.parse(action, dialect.tools)
+    leaf.turns.append(Turn(action[: parsed.begin], action[parsed.begin : parsed.end], observation))
+    leaf.reward += float(reward)
+    leaf.tool_calls = int(info.get("tool_calls", 0))
+    if info.get("policy_fault"):
+        leaf.policy_faults.append(info["policy_fault"])
+    if terminated or truncated:
+        leaf.score = info.get("score", {})
+        leaf.success = bool(info["success"]) if "success" in info else leaf.reward >= 1.0
+    return "terminated" if terminated else "truncated" if truncated else ""
+
+
+def note_fault(leaf: Leaf, fault: EnvironmentFault) -> None:
+    """Writes into a trajectory's record the environment fault that ended it."""
+    leaf.fault = f"{fault.component or 'environment'}: {fault}"
+    leaf.stop = "fault"

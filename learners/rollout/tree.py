@@ -111,7 +111,12 @@ class RolloutTree:
         return own
 
     def path(self, leaf: Leaf) -> list[tuple[Segment, int]]:
-        """The segments from the root to a leaf, each with how many of its tokens are on the path."""
+        """The segments from the root to a leaf, each with how many of its tokens are on the path.
+
+        None where nobody kept tokens, or where faults left none: no episode of the group got as far as its question.
+        """
+        if not self.segments:
+            return []
         steps: list[tuple[Segment, int]] = []
         segment, length = self.segments[leaf.segment], len(self.segments[leaf.segment].ids)
         while True:
@@ -150,7 +155,7 @@ class RolloutTree:
             for segment, _ in self.path(leaf):
                 order.setdefault(segment.id, len(order))
         for leaf in self.leaves:
-            leaf.segment = order[leaf.segment]
+            leaf.segment = order.get(leaf.segment, 0)  # 0 where there are no segments
         self.segments = [
             replace(self.segments[old], id=new, parent=None if parent is None else order[parent])
             for old, new in order.items()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,13 +19,15 @@ import tyro
 
 from agent_envs.faults import EnvironmentFault
 from learners.run.checkpoint import CheckpointError
-from learners.run.config import RunConfig, UsageError
-from learners.run.trainer import Learner, TooManyFaults, train
+from learners.run.config import PlayConfig, RunConfig, UsageError
+from learners.run.players import TooManyFaults
+from learners.run.trainer import Learner, train
 
-C = TypeVar("C", bound=RunConfig)
+R = TypeVar("R", bound=RunConfig)
+C = TypeVar("C", bound=PlayConfig)
 
 
-def run(config_class: type[C], learner: Callable[[C], Learner], description: str, argv: Sequence[str] | None = None) -> None:
+def run(config_class: type[R], learner: Callable[[R], Learner], description: str, argv: Sequence[str] | None = None) -> None:
     """Parses a command line and trains.
 
     Args:
@@ -33,50 +36,90 @@ def run(config_class: type[C], learner: Callable[[C], Learner], description: str
         description: What ``--help`` says first.
         argv: The arguments; default: the process's.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    transformers.utils.logging.disable_progress_bar()  # the report has its own
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
+    with answering():
         config = parse(config_class, arguments, description)
         train(learner(config))
-    except (UsageError, TooManyFaults, EnvironmentFault, CheckpointError) as problem:
+
+
+@contextmanager
+def answering(*also: type[Exception]) -> Iterator[None]:
+    """Makes one line and an exit code of what the user got wrong (2) or what broke on the way (1).
+
+    Args:
+        also: Further exceptions that say all there is to say in their own words.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    transformers.utils.logging.disable_progress_bar()  # the report has its own
+    told: tuple[type[Exception], ...] = (UsageError, TooManyFaults, EnvironmentFault, CheckpointError, *also)
+    try:
+        yield
+    except told as problem:
         print(f"error: {problem}", file=sys.stderr)  # noqa: T201  # this is the command line's own answer
         raise SystemExit(2 if isinstance(problem, UsageError) else 1) from None
 
 
-def parse(config_class: type[C], arguments: Sequence[str], description: str) -> C:
+def parse(config_class: type[R], arguments: Sequence[str], description: str) -> R:
     """The configuration that a command line means; with ``--resume`` its defaults are those of the run to go on with.
 
     Raises:
         UsageError: The run to resume is not there, is another learner's, or has another configuration.
     """
-    arguments = _with_flag_values(arguments)
-    folder = _resumed(arguments)
-    if folder is None:
-        fresh: C = tyro.cli(config_class, args=arguments, description=description)
-        return fresh
+    resumed = value_of("--resume", arguments)
+    if resumed is None:
+        return parse_as(config_class, arguments, description)
+    folder = Path(resumed)
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"--resume {folder}: there is no run here (expected its config.yaml)")
     saved = config_class.load(folder / "config.yaml")
+    return parse_as(config_class, arguments, description, saved, begun=str(folder), free=("resume", "output"))
+
+
+def parse_as(
+    config_class: type[C],
+    arguments: Sequence[str],
+    description: str,
+    saved: C | None = None,
+    *,
+    begun: str = "",
+    free: Sequence[str] = (),
+) -> C:
+    """The configuration that a command line means, where ``saved`` is the one that the run began with, if it has begun.
+
+    Args:
+        config_class: The command's configuration.
+        arguments: The command line.
+        description: What ``--help`` says first.
+        saved: Gives the defaults.
+        begun: What is gone on with, for the message.
+        free: The options that may differ from the saved ones.
+
+    Raises:
+        UsageError: An option that is not free differs.
+    """
+    arguments = _with_flag_values(arguments)
+    if saved is None:
+        fresh: C = tyro.cli(config_class, args=arguments, description=description)
+        return fresh
     config: C = tyro.cli(config_class, args=arguments, description=description, default=saved)
     differences = [
         f"--{field.name.replace('_', '-')} is {getattr(config, field.name)!r} here and {getattr(saved, field.name)!r} there"
         for field in dataclasses.fields(saved)
-        if field.name not in ("resume", "output") and getattr(config, field.name) != getattr(saved, field.name)
+        if field.name not in free and getattr(config, field.name) != getattr(saved, field.name)
     ]
     if differences:
-        raise UsageError(f"--resume {folder}: a run goes on as it began, but {'; '.join(differences)}")
+        raise UsageError(f"--resume {begun}: a run goes on as it began, but {'; '.join(differences)}")
     return config
 
 
-def _resumed(arguments: Sequence[str]) -> Path | None:
-    """The folder given to ``--resume``, if any."""
+def value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """The value given to an option, if any."""
     for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name == "--resume" and equals:
-            return Path(value)
-        if name == "--resume" and index + 1 < len(arguments):
-            return Path(arguments[index + 1])
+        if name == option and equals:
+            return value
+        if name == option and index + 1 < len(arguments):
+            return arguments[index + 1]
     return None
 
 

@@ -1,7 +1,8 @@
 """The configuration of a run: a dataclass that is the command line, the ``config.yaml`` of the run folder, and nothing else.
 
-A learner's own configuration extends `RunConfig` with its algorithm's options. What a user gets wrong is a `UsageError`: one
-line that says what was expected, what was found and what to do; the command line prints it and exits with code 2.
+`PlayConfig` is what every command is told that rolls out a policy, `RunConfig` what is trained by besides; a learner's own
+configuration extends that with its algorithm's options. What a user gets wrong is a `UsageError`: one line that says what
+was expected, what was found and what to do; the command line prints it and exits with code 2.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import difflib
 import importlib
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -29,8 +30,8 @@ class UsageError(ValueError):
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """What every learner's run is told."""
+class PlayConfig:
+    """Who plays in what: the options of everything that rolls out a policy."""
 
     env: str = "MathTool-v0"
     """Environment id. With ':' or '/' it is used as it is (module:id is Gymnasium's convention); else agent_envs/NAME if
@@ -41,12 +42,78 @@ class RunConfig:
     """Further arguments of the environment, a JSON object."""
     model: str = "tiny"
     """The policy: tiny (built and taught here, no download), a Hugging Face id, or a folder."""
+    seed: int = 0
+    """Seed of all that is left to chance."""
+
+    temperature: float = 1.0
+    """Sampling temperature."""
+    turn_tokens: int = 0
+    """Tokens that the policy may write in a turn. 0: 64 for the tiny policy, 1024 for any other."""
+    total_tokens: int = 0
+    """Tokens of a whole trajectory, prompt and tool results included. 0: 512 for the tiny policy, 4096 for any other."""
+    cut_reward: float = -1.0
+    """Added to the return of a trajectory that a token limit cut (learners/rollout/episode.py has the rule)."""
+    concurrency: int = 256
+    """Trajectories that are live at once."""
+    max_fault_share: float = 0.1
+    """The run stops when a larger share of a batch's trajectories ends in environment faults."""
+
+    sampler: Literal["auto", "transformers"] = "auto"
+    """What samples: transformers (in process). auto takes the strongest that works."""
+    device: str = "auto"
+    """Device of the policy: auto, cpu, cuda."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the policy; auto: float32 on CPU, bfloat16 elsewhere."""
+    threads: int = 0
+    """CPU threads of the policy's arithmetic; part of what makes two runs equal. 0: one for the tiny policy, which leaves
+    the other cores to its tools, else all."""
+    deterministic: bool | None = None
+    """Bit-equal reruns and resumes (--deterministic, --no-deterministic); default: for the tiny policy on CPU."""
+
+    def __post_init__(self) -> None:
+        for name, value in self.unset().items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
+
+    def unset(self) -> dict[str, float]:
+        """What the options mean that are left at 0."""
+        tiny = self.model == "tiny"
+        return {
+            "turn_tokens": 64 if tiny else 1024,
+            "total_tokens": 512 if tiny else 4096,
+            "threads": 1 if tiny else os.cpu_count() or 1,
+        }
+
+    def save(self, path: Path) -> None:
+        """Writes the configuration, with its learner's name, as YAML."""
+        path.write_text(yaml.safe_dump({"learner": learner_name(type(self)), **dataclasses.asdict(self)}, sort_keys=False))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads what `save` wrote. Raises `UsageError` where it is another learner's, or not readable."""
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as problem:
+            raise UsageError(f"{path} cannot be read: {problem}") from None
+        if not isinstance(values, dict) or "learner" not in values:
+            raise UsageError(f"{path} is no run configuration: expected a mapping with the key 'learner'")
+        learner = values.pop("learner")
+        if learner != learner_name(cls):
+            raise UsageError(f"{path} is of a run of the learner {learner!r}, not of {learner_name(cls)!r}")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise UsageError(f"{path} has options that this version does not know: {', '.join(unknown)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class RunConfig(PlayConfig):
+    """What every learner's run is told beside."""
+
     output: str | None = None
     """Run folder; default: a new one under runs/."""
     resume: str | None = None
     """Run folder to go on with, from its newest checkpoint. Other options then default to that run's."""
-    seed: int = 0
-    """Seed of tasks, sampling and updates."""
 
     steps: int = 40
     """Batches to learn from."""
@@ -69,19 +136,6 @@ class RunConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
 
-    temperature: float = 1.0
-    """Sampling temperature."""
-    turn_tokens: int = 0
-    """Tokens that the policy may write in a turn. 0: 64 for the tiny policy, 1024 for any other."""
-    total_tokens: int = 0
-    """Tokens of a whole trajectory, prompt and tool results included. 0: 512 for the tiny policy, 4096 for any other."""
-    cut_reward: float = -1.0
-    """Added to the return of a trajectory that a token limit cut (learners/rollout/episode.py has the rule)."""
-    concurrency: int = 256
-    """Trajectories that are live at once."""
-    max_fault_share: float = 0.1
-    """The run stops when a larger share of a batch's trajectories ends in environment faults."""
-
     eval_tasks: int = 200
     """Held-out tasks of each evaluation."""
     eval_every: int = 0
@@ -93,58 +147,16 @@ class RunConfig:
     checkpoint_every: int = 5
     """Steps between checkpoints; there is always one at the end."""
 
-    sampler: Literal["auto", "transformers"] = "auto"
-    """What samples: transformers (in process). auto takes the strongest that works."""
-    device: str = "auto"
-    """Device of the policy: auto, cpu, cuda."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the policy; auto: float32 on CPU, bfloat16 elsewhere."""
-    threads: int = 0
-    """CPU threads of the policy's arithmetic; part of what makes two runs equal. 0: one for the tiny policy, which leaves
-    the other cores to its tools, else all."""
-    deterministic: bool | None = None
-    """Bit-equal reruns and resumes (--deterministic, --no-deterministic); default: for the tiny policy on CPU."""
-
-    def __post_init__(self) -> None:
-        tiny = self.model == "tiny"
-        defaults: dict[str, float] = {
-            "learning_rate": 3e-4 if tiny else 1e-6,
-            "turn_tokens": 64 if tiny else 1024,
-            "total_tokens": 512 if tiny else 4096,
-            "threads": 1 if tiny else os.cpu_count() or 1,
-        }
-        for name, value in defaults.items():
-            if not getattr(self, name):
-                object.__setattr__(self, name, value)
-
-    def save(self, path: Path) -> None:
-        """Writes the configuration, with its learner's name, as YAML."""
-        path.write_text(yaml.safe_dump({"learner": learner_name(type(self)), **dataclasses.asdict(self)}, sort_keys=False))
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Reads what `save` wrote. Raises `UsageError` where it is another learner's, or not readable."""
-        try:
-            values = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as problem:
-            raise UsageError(f"{path} cannot be read: {problem}") from None
-        if not isinstance(values, dict) or "learner" not in values:
-            raise UsageError(f"{path} is no run configuration: expected a mapping with the key 'learner'")
-        learner = values.pop("learner")
-        if learner != learner_name(cls):
-            raise UsageError(f"{path.parent} is a run of the learner {learner!r}, not of {learner_name(cls)!r}")
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise UsageError(f"{path} has options that this version does not know: {', '.join(unknown)}")
-        return cls(**values)
+    def unset(self) -> dict[str, float]:
+        return {**super().unset(), "learning_rate": 3e-4 if self.model == "tiny" else 1e-6}
 
 
-def learner_name(config_class: type[RunConfig]) -> str:
-    """The name of the learner that a configuration belongs to, such as ``grpo``."""
+def learner_name(config_class: type[PlayConfig]) -> str:
+    """The name of the learner or command that a configuration belongs to, such as ``grpo``."""
     return config_class.__name__.removesuffix("Config").lower()
 
 
-def environment_maker(config: RunConfig, split: str) -> Callable[[], gym.Env[Any, Any]]:
+def environment_maker(config: PlayConfig, split: str) -> Callable[[], gym.Env[Any, Any]]:
     """What makes the environment of a run.
 
     Args:
@@ -196,17 +208,25 @@ def environment_maker(config: RunConfig, split: str) -> Callable[[], gym.Env[Any
 
 
 def check(config: RunConfig) -> None:
-    """Raises `UsageError` for values that cannot be meant."""
-    positive = ("steps", "tasks_per_step", "epochs", "turn_tokens", "total_tokens", "micro_tokens", "concurrency", "threads")
-    for name in (*positive, "eval_tasks", "checkpoint_every"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
-    for name in ("minibatch_groups", "warmup_steps", "eval_every", "seed", "learning_rate"):
-        if getattr(config, name) < 0:
-            raise UsageError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(config, name)}")
+    """Raises `UsageError` for values of a training run that cannot be meant."""
+    positive = ("steps", "tasks_per_step", "epochs", "micro_tokens", "eval_tasks", "checkpoint_every")
+    check_least(config, 1, (*PLAY_POSITIVE, *positive))
+    check_least(config, 0, ("minibatch_groups", "warmup_steps", "eval_every", "seed", "learning_rate"))
     if not config.temperature > 0:
         raise UsageError(f"--temperature must be above 0 to explore, not {config.temperature}")
     if config.minibatch_groups > config.tasks_per_step:
         raise UsageError(
             f"--minibatch-groups {config.minibatch_groups} is more than the {config.tasks_per_step} groups of a batch"
         )
+
+
+PLAY_POSITIVE = ("turn_tokens", "total_tokens", "concurrency", "threads")
+"""The options of `PlayConfig` that must be at least 1."""
+
+
+def check_least(config: PlayConfig, least: int, names: Sequence[str]) -> None:
+    """Raises `UsageError` where one of these options is less than that."""
+    for name in names:
+        if getattr(config, name) < least:
+            told = "must not be negative, but is" if least == 0 else f"must be at least {least}, not"
+            raise UsageError(f"--{name.replace('_', '-')} {told} {getattr(config, name)}")

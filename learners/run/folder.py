@@ -37,14 +37,32 @@ def held(folder: Path, config: RunConfig) -> Iterator[None]:
     """
     try:
         (folder / "trajectories").mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
     except OSError as problem:
         raise UsageError(f"--output {folder} cannot be made: {problem.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{folder} is in use: another run is writing to it") from None
+    with sole_writer(folder, folder / "lock"):
         if not config.resume:
             config.save(folder / "config.yaml")
+        yield
+
+
+@contextmanager
+def sole_writer(output: Path, lock: Path) -> Iterator[None]:
+    """Holds a lock on what is being written as long as the context lasts; it ends with the process, however that ends.
+
+    Args:
+        output: What is written, as the user knows it.
+        lock: File that stands for it; made when there is none.
+
+    Raises:
+        UsageError: Another run holds it, or the file cannot be made.
+    """
+    try:
+        file = lock.open("a")
+    except OSError as problem:
+        raise UsageError(f"--output {output} cannot be made: {problem.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{output} is in use: another run is writing to it") from None
         yield

@@ -9,12 +9,12 @@ import gymnasium as gym
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from learners.run.config import RunConfig, UsageError
+from learners.run.config import PlayConfig, UsageError
 from learners.run.tiny import tiny_policy
 
 
 def load_policy(
-    config: RunConfig,
+    config: PlayConfig,
     make_env: Callable[[], gym.Env[Any, Any]],
     progress: Callable[[str, int, int], None],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -42,7 +42,7 @@ def load_policy(
     return model.eval(), tokenizer
 
 
-def device_of(config: RunConfig) -> torch.device:
+def device_of(config: PlayConfig) -> torch.device:
     """The device that ``config.device`` names."""
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() and config.model != "tiny" else "cpu")
@@ -55,7 +55,7 @@ def device_of(config: RunConfig) -> torch.device:
     return device
 
 
-def is_deterministic(config: RunConfig) -> bool:
+def is_deterministic(config: PlayConfig) -> bool:
     """Whether the run promises bit-equal reruns: what was asked for, else only the tiny policy on CPU does."""
     if config.deterministic is not None:
         return config.deterministic

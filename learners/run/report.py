@@ -248,7 +248,7 @@ class Report:
         self._times.append(now)
         remaining = self.total_steps - self._done
         pace = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
-        left = f"  {_duration(remaining * pace)} left" if remaining > 0 else ""
+        left = f"  {duration(remaining * pace)} left" if remaining > 0 else ""
         self._progress.update(self._task, completed=self._done, headline=_headline(record, _IN_THE_BAR) + left)
         if not self.console.is_terminal and (now - self._last_line >= self._line_every or remaining <= 0):
             self._last_line = now
@@ -299,7 +299,8 @@ def _headline(record: Mapping[str, Any], keys: Iterable[str] = HEADLINES) -> str
     return "  ".join(f"{HEADLINES[key]} {record[key]:.2f}" for key in keys if key in record)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as people write it: minutes and seconds, with hours where there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -69,7 +69,7 @@ class Teacher:
 
         Args:
             count: How many.
-            spoilt_share: Share of them that hold a mistake (`_spoiled`).
+            spoilt_share: Share of them that hold a mistake (`spoiled`).
             stage: Two stages have different episodes.
         """
         workers = 16
@@ -102,7 +102,7 @@ class Teacher:
         while not ended and turn < 8:
             action = act(seen)
             if turn == mistake_at:
-                action = _spoiled(action, question, dialect, rng)
+                action = spoiled(action, question, dialect, rng)
             # An answer that no stop string ends can only end with the turn.
             answers = isinstance(dialect.format.parse(action, dialect.tools).move, Answer)
             turn_end = [self._renderer.end_id] if answers and not action.endswith(stops) else []
@@ -139,7 +139,7 @@ class Teacher:
         return act
 
 
-def _spoiled(action: str, question: str, dialect: Dialect, rng: np.random.Generator) -> str:
+def spoiled(action: str, question: str, dialect: Dialect, rng: np.random.Generator) -> str:
     """The action with one mistake of behaviour: it answers with what should be looked into, or guesses, or breaks the form.
 
     Behaviour is what reinforcement learning mends; a policy that was taught to copy badly would stay bad.

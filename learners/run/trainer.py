@@ -3,7 +3,7 @@
 A learner is four functions (`Learner`). The trainer draws tasks, has the rollout engine play what the learner explores,
 hands all trees of the batch to its credit at once, learns from the rows with its surrogate, and writes down what happened.
 
-Everything random is a function of the run's seed and of where in the run it is used (`_seed`), so that a checkpoint of
+Everything random is a function of the run's seed and of where in the run it is used (`seed_of`), so that a checkpoint of
 weights, optimiser and step count is all there is to restore: the batch in flight when a run was killed is played again.
 """
 
@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import hashlib
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,20 +21,24 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agent_envs.registration import full_id
-from learners.rollout.engine import Engine, Group, fault_share, independent
-from learners.rollout.episode import Limits
-from learners.rollout.rendering import Renderer, TokenizerError
+from learners.rollout.engine import Group, independent
 from learners.rollout.tree import RolloutTree
 from learners.run.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from learners.run.config import RunConfig, UsageError, check, environment_maker, learner_name
+from learners.run.config import RunConfig, check, environment_maker, learner_name
 from learners.run.folder import folder_of, held
 from learners.run.metrics import rollout_metrics
-from learners.run.policy import end_ids, is_deterministic, load_policy
-from learners.run.report import Report, stage_progress
-from learners.sampling.transformers import TransformersSampler
+from learners.run.players import (
+    PHASES,
+    Policy,
+    open_engine,
+    open_policy,
+    open_sampler,
+    records_of,
+    refuse_too_many_faults,
+    seed_of,
+)
+from learners.run.report import Report
 from learners.update.batch import Credit, rows_of
 from learners.update.losses import TokenLoss
 from learners.update.step import UpdateSettings, update_policy
@@ -44,7 +46,6 @@ from tracebank.trajectory import write_trajectories
 
 logger = logging.getLogger(__name__)
 
-_PHASES = {"train": 0, "sampled": 1, "greedy": 2}  # first number of every place in a run
 _ATTEMPTS = 8  # times that refused groups of a batch are replaced
 
 
@@ -76,10 +77,6 @@ class Learner(Protocol):
         """The loss of each of N tokens."""
 
 
-class TooManyFaults(RuntimeError):
-    """Environment faults are not rare: what is left of the batch would be a biased sample."""
-
-
 def train(learner: Learner) -> dict[str, Any]:
     """Runs a learner from its configuration to the summary of its run folder, and prints the short closing table.
 
@@ -93,17 +90,10 @@ def train(learner: Learner) -> dict[str, Any]:
     config = learner.config
     check(config)
     folder = folder_of(config)
-    torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(is_deterministic(config))
     makers = {split: environment_maker(config, split) for split in (config.train_split, config.eval_split)}
-    with stage_progress("teaching the tiny policy") as progress:
-        model, tokenizer = load_policy(config, makers[config.train_split], progress)
-    try:
-        renderer = Renderer(tokenizer)
-    except TokenizerError as problem:
-        raise UsageError(f"--model {config.model}: {problem}") from None
+    policy = open_policy(config, makers[config.train_split])
     with held(folder, config):
-        run = _Run(learner, folder, model, tokenizer, renderer, makers)
+        run = _Run(learner, folder, policy, makers)
         try:
             with run.report:
                 return asyncio.run(run.to_the_end())
@@ -118,14 +108,13 @@ class _Run:
         self,
         learner: Learner,
         folder: Path,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        renderer: Renderer,
+        policy: Policy,
         makers: Mapping[str, Callable[[], gym.Env[Any, Any]]],
     ) -> None:
         config = learner.config
         self._learner, self._config, self._folder = learner, config, folder
-        self._model, self._tokenizer = model, tokenizer
+        model = policy.model
+        self._model, self._tokenizer = model, policy.tokenizer
         self._reference = copy.deepcopy(model) if learner.kl_coefficient > 0 else None
         self._optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
         self._step = 0  # batches learned from
@@ -135,21 +124,10 @@ class _Run:
         if config.resume and (newest := latest_checkpoint(folder / "checkpoints")):
             state = load_checkpoint(newest, model, self._optimizer)
             self._step, self._before, self._earlier_seconds = state["step"], state["before"], state["seconds"]
-        deterministic = is_deterministic(config)
-        self._sampler = TransformersSampler(
-            model, tokenizer, seed=config.seed, eos=end_ids(model, tokenizer), deterministic=deterministic
-        )
+        self._sampler = open_sampler(config, policy)
         self._sampler.version = self._step
-        limits = Limits(config.turn_tokens, config.total_tokens, config.cut_reward)
         self._engines = {
-            split: Engine(
-                make,
-                self._sampler,
-                renderer,
-                limits=limits,
-                concurrency=max(config.concurrency, learner.group_size),
-                deterministic=deterministic,
-            )
+            split: open_engine(config, make, policy, self._sampler, group_size=learner.group_size)
             for split, make in makers.items()
         }
         self.report = Report(folder, total_steps=config.steps, resume_at=self._step if config.resume else None)
@@ -202,9 +180,9 @@ class _Run:
             missing = config.tasks_per_step - len(trees)
             if missing == 0:
                 break
-            place = (_PHASES["train"], self._step, attempt)
+            place = (PHASES["train"], self._step, attempt)
             now = await self._engines[config.train_split].rollout(
-                [_seed(config.seed, *place, index) for index in range(missing)],
+                [seed_of(config.seed, *place, index) for index in range(missing)],
                 learner.explore,
                 path=place,
                 group_size=learner.group_size,
@@ -228,7 +206,7 @@ class _Run:
             kl_coefficient=learner.kl_coefficient,
         )
         orders = [
-            np.random.default_rng(_seed(config.seed, self._step, epoch)).permutation(len(trees)).tolist()
+            np.random.default_rng(seed_of(config.seed, self._step, epoch)).permutation(len(trees)).tolist()
             for epoch in range(config.epochs)
         ]
         metrics = update_policy(
@@ -248,9 +226,9 @@ class _Run:
         found: dict[str, float] = {}
         for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
             trees = await self._engines[config.eval_split].rollout(
-                [_seed(_PHASES[name], index) for index in range(config.eval_tasks)],
+                [seed_of(PHASES[name], index) for index in range(config.eval_tasks)],
                 lambda group: independent(group, 1),
-                path=(_PHASES[name], self._step),
+                path=(PHASES[name], self._step),
                 group_size=1,
                 temperature=temperature,
             )
@@ -263,36 +241,22 @@ class _Run:
         return found
 
     def _refuse_too_many_faults(self, trees: Sequence[RolloutTree]) -> None:
-        share = fault_share(trees)
-        if share > self._config.max_fault_share:
-            faults = Counter(leaf.fault for tree in trees for leaf in tree.leaves if leaf.fault)
-            commonest, times = faults.most_common(1)[0]
-            raise TooManyFaults(
-                f"{share:.0%} of the trajectories ended in environment faults, more than --max-fault-share "
-                f"{self._config.max_fault_share:.0%}; {times} times: {commonest}"
-            )
+        refuse_too_many_faults((leaf.fault for tree in trees for leaf in tree.leaves), self._config.max_fault_share)
 
     def _write(self, name: str, trees: Sequence[RolloutTree], split: str) -> None:
         """Writes trajectories to the run folder, in place of what an earlier sitting wrote under this name."""
         config = self._config
         path = self._folder / "trajectories" / f"{name}.jsonl"
         path.unlink(missing_ok=True)
-        engine = self._engines[split]
-        dialect = engine.dialect
+        source = f"{learner_name(type(config))}:{config.model}"
+        format = self._engines[split].dialect.format.name
         write_trajectories(
             path,
             [
-                tree.trajectory(
-                    leaf,
-                    environment=full_id(config.env),
-                    format=dialect.format.name,
-                    split=split,
-                    step=self._step,
-                    source=f"{learner_name(type(config))}:{config.model}",
-                )
+                record
                 for tree in trees
-                for leaf in tree.leaves
                 if tree.segments
+                for record in records_of(tree, config, format=format, split=split, step=self._step, source=source)
             ],
         )
 
@@ -342,9 +306,3 @@ def _learning_rate(config: RunConfig, step: int) -> float:
     course = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     falling = {"constant": 1.0, "linear": 1.0 - course, "cosine": 0.5 * (1.0 + math.cos(math.pi * course))}
     return config.learning_rate * falling[config.schedule]
-
-
-def _seed(*numbers: int) -> int:
-    """A seed below 2**31 for a place in the run."""
-    text = ",".join(map(str, numbers))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") >> 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from itertools import groupby
 from operator import itemgetter
 
+import gymnasium as gym
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +16,8 @@ from policies import TOKENIZER, full_logprobs, random_policy
 from user_environments import Forgetful, LastWord, Rounds
 
 from agent_envs.actions import Message, Piece
-from learners.rollout.engine import Engine, fault_share, independent
+from agent_envs.faults import EnvironmentFault
+from learners.rollout.engine import Engine, Start, as_they_finish, independent
 from learners.rollout.episode import Limits
 from learners.rollout.rendering import Renderer, TokenizerError
 from learners.rollout.tree import Leaf, RolloutTree
@@ -198,7 +201,59 @@ def test_an_environment_fault_is_no_reward_and_ends_its_own_trajectory_only():
     assert 0 < len(faults) < len(leaves) == 24
     assert all(leaf.fault == "engine: the engine is gone" and leaf.stop == "fault" for leaf in faults)
     assert all(leaf not in tree.survivors() for tree in trees for leaf in tree.leaves if leaf.fault)
-    assert fault_share(trees) == pytest.approx(len(faults) / 24)
+
+
+def test_a_group_whose_engine_never_starts_has_leaves_and_no_tokens():
+    class Absent(Rounds):
+        def reset(self, **_):
+            raise EnvironmentFault("the engine does not start", component="engine")
+
+    for tree in play(Absent, groups=2, count=2):
+        assert tree.segments == []
+        assert [leaf.path for leaf in tree.leaves] == [(0,), (1,)]
+        for leaf in tree.leaves:
+            record = tree.trajectory(leaf, environment="Absent", format="plain", split="", step=0, source="")
+            assert (record.fault, record.stop, record.token_ids) == ("engine: the engine does not start", "fault", ())
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_groups_of_named_tasks_are_of_these_tasks(deterministic):
+    ids = ["arithmetic:0:6*7", "arithmetic:3:1+2", "arithmetic:1:90-8"]
+    starts = [Start(seed=index, path=(0, index), task_id=task_id) for index, task_id in enumerate(ids)]
+    make_env = lambda: gym.make("agent_envs/MathTool-v0", disable_env_checker=True)  # noqa: E731
+
+    async def everything():
+        sampler = TransformersSampler(random_policy(), TOKENIZER, seed=0, eos=ENDS, deterministic=deterministic)
+        engine = Engine(make_env, sampler, RENDERER, limits=SHORT, concurrency=4, deterministic=deterministic)
+        explore = lambda group: independent(group, 2)  # noqa: E731
+        try:
+            async with aclosing(engine.stream(starts, explore, group_size=2, temperature=1.0)) as finished:
+                return {index: tree async for index, tree in finished}
+        finally:
+            engine.close()
+
+    trees = asyncio.run(everything())
+    assert [trees[index].task_id for index in range(3)] == ids
+    assert trees[1].question == "How much is 1+2?"
+    assert all(len(tree.leaves) == 2 for tree in trees.values())
+
+
+def test_what_finishes_first_comes_first_and_leaving_early_ends_the_rest():
+    ended = []
+
+    async def job(number):
+        try:
+            await asyncio.sleep(number / 50 if number < 3 else 3600)
+            return number
+        finally:
+            ended.append(number)
+
+    async def first_two():
+        async with aclosing(as_they_finish(job(number) for number in (3, 2, 1, 4))) as finished:
+            return [await anext(finished), await anext(finished)]
+
+    assert asyncio.run(first_two()) == [1, 2]
+    assert sorted(ended) == [1, 2, 3, 4]
 
 
 def test_tools_of_different_episodes_overlap():

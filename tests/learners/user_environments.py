@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -69,4 +70,21 @@ class Forgetful(LastWord):
         return super().reset(seed=None, options=options)
 
 
+class Outage(LastWord):
+    """Its engine is gone for questions that begin as the file ``switch`` says, as long as there is that file."""
+
+    def __init__(self, switch: str) -> None:
+        self.switch = Path(switch)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        self.question, info = super().reset(seed=seed, options=options)
+        return self.question, info
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.switch.exists() and self.question.startswith(self.switch.read_text()):
+            raise EnvironmentFault("the engine is gone", component="engine", retryable=True)
+        return super().step(action)
+
+
 gym.register("tests/LastWord-v0", LastWord)
+gym.register("tests/Outage-v0", Outage)

@@ -1,0 +1,142 @@
+"""Who plays: a run's policy with all that it needs to act, and what is written down about how it did.
+
+Training and collecting both stand on this: a policy, a sampler over it, an engine over an environment, the records of what
+was played, and when environment faults are too many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from agent_envs.registration import full_id
+from learners.rollout.engine import Engine
+from learners.rollout.episode import Limits
+from learners.rollout.rendering import Renderer, TokenizerError
+from learners.rollout.tree import RolloutTree
+from learners.run.config import PlayConfig, UsageError
+from learners.run.policy import end_ids, is_deterministic, load_policy
+from learners.run.report import stage_progress
+from learners.sampling.sampler import Sampler
+from learners.sampling.transformers import TransformersSampler
+from tracebank.trajectory import Trajectory
+
+PHASES = {"train": 0, "sampled": 1, "greedy": 2, "collect": 3}
+"""First number of every place in a run: what is drawn for one phase is never drawn for another."""
+
+
+class TooManyFaults(RuntimeError):
+    """Environment faults are not rare: what is left of the batch would be a biased sample."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy that can act.
+
+    Args:
+        model: Its weights, in evaluation mode.
+        tokenizer: Its tokenizer.
+        renderer: Turns a format's messages into its tokens.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+
+
+def open_policy(config: PlayConfig, make_env: Callable[[], gym.Env[Any, Any]]) -> Policy:
+    """The policy that the configuration names; sets torch's threads and its determinism on the way.
+
+    Args:
+        config: Names the policy.
+        make_env: Makes the environment that the tiny policy is taught in.
+
+    Raises:
+        UsageError: There is no such model here, or none that can talk to the environment.
+    """
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(is_deterministic(config))
+    with stage_progress("teaching the tiny policy") as progress:
+        model, tokenizer = load_policy(config, make_env, progress)
+    try:
+        return Policy(model, tokenizer, Renderer(tokenizer))
+    except TokenizerError as problem:
+        raise UsageError(f"--model {config.model}: {problem}") from None
+
+
+def open_sampler(config: PlayConfig, policy: Policy) -> Sampler:
+    """What samples from the policy."""
+    model, tokenizer = policy.model, policy.tokenizer
+    return TransformersSampler(
+        model, tokenizer, seed=config.seed, eos=end_ids(model, tokenizer), deterministic=is_deterministic(config)
+    )
+
+
+def open_engine(
+    config: PlayConfig,
+    make_env: Callable[[], gym.Env[Any, Any]],
+    policy: Policy,
+    sampler: Sampler,
+    *,
+    group_size: int,
+) -> Engine:
+    """What plays groups of up to ``group_size`` trajectories in an environment."""
+    return Engine(
+        make_env,
+        sampler,
+        policy.renderer,
+        limits=Limits(config.turn_tokens, config.total_tokens, config.cut_reward),
+        concurrency=max(config.concurrency, group_size),
+        deterministic=is_deterministic(config),
+    )
+
+
+def records_of(
+    tree: RolloutTree, config: PlayConfig, *, format: str, split: str, step: int, source: str
+) -> list[Trajectory]:
+    """The records of a group's trajectories.
+
+    Args:
+        tree: The group.
+        config: Names the environment.
+        format: Name of the action format.
+        split: The split that the task belongs to.
+        step: When it was played; see `tracebank.trajectory.Trajectory`.
+        source: Who played.
+    """
+    environment = full_id(config.env)
+    return [
+        tree.trajectory(leaf, environment=environment, format=format, split=split, step=step, source=source)
+        for leaf in tree.leaves
+    ]
+
+
+def refuse_too_many_faults(faults: Iterable[str], most: float) -> None:
+    """Raises `TooManyFaults` where environment faults are not rare.
+
+    Args:
+        faults: The fault that ended each trajectory of a batch, or "".
+        most: The largest share of faults that is put up with.
+    """
+    told = list(faults)
+    broken = Counter(fault for fault in told if fault)
+    share = broken.total() / len(told) if told else 0.0
+    if share > most:
+        commonest, times = broken.most_common(1)[0]
+        raise TooManyFaults(
+            f"{share:.0%} of the trajectories ended in environment faults, more than --max-fault-share {most:.0%}; "
+            f"{times} times: {commonest}"
+        )
+
+
+def seed_of(*place: int) -> int:
+    """A seed below 2**31 for a place in the run, which is all that it depends on."""
+    text = ",".join(map(str, place))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") >> 1
