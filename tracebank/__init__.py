@@ -1,8 +1,8 @@
 """The memory of steps: what agents did, kept so that it can be asked for by what led to it.
 
-This package imports none of its neighbours and is useful alone. A `Trajectory` is what an agent did, from the question to the
-end; learners write trajectories, one JSON line each. A `TraceBank` holds their steps and answers "what did somebody do in a
-situation like this?". ``python -m tracebank`` makes and asks banks from a command line.
+This package imports none of its neighbours and is useful alone. A `Trajectory` is what an agent did, from the question to
+the end; learners write trajectories, one JSON line each. A `TraceBank` holds their steps and answers "what did somebody do
+in a situation like this?". ``python -m tracebank`` makes banks and asks them from a command line.
 """
 
 from tracebank.bank import Hits, TraceBank

@@ -12,7 +12,6 @@ the same question.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -29,6 +28,7 @@ from tracebank.embed.embedder import Embedder, Vectors
 from tracebank.faults import BankError
 from tracebank.index import FLAT_ROWS, Kind, VectorIndex, kind_for
 from tracebank.nearest import DEFAULT, Filters, Found, Task, Tasks, nearest
+from tracebank.sharing import SharedLock
 from tracebank.step import Hit, StepTrace
 from tracebank.store import Change, IndexKind, Manifest, Problem, Snapshot, Store
 
@@ -75,7 +75,7 @@ class TraceBank:
     def __init__(self, store: Store, embedder: Embedder | None, *, use_index: bool, deterministic: bool) -> None:
         self._store, self._given = store, embedder
         self._use_index, self._deterministic = use_index and not deterministic, deterministic
-        self._lock = _SharedLock()
+        self._lock = SharedLock()
         self._show(store.snapshot())
 
     @classmethod
@@ -273,8 +273,9 @@ class TraceBank:
             with self._change() as change:
                 change.merge()
             self._renew()
-            if rebuild:
-                self._index.absorb("flat")
+            if rebuild or self.check():  # what is in memory may be what is wrong: the shards are not
+                self._index = VectorIndex(self.manifest.dimension)
+                self._index.append(self._snapshot.vectors())
             self._bring_in(index or self.manifest.index_kind)
 
     def check(self) -> list[Problem]:
@@ -382,38 +383,4 @@ def _check_index(snapshot: Snapshot) -> None:
         different = (index.vectors(start, stop) != snapshot.vectors(start, stop)).any(axis=1)
         if different.any():
             row = start + int(np.flatnonzero(different)[0])
-            raise BankError(f"the vector of step {row} is not the one that its shard holds; `compact` with `--rebuild` mends it")
-
-
-class _SharedLock:
-    """Many may hold it together, or one alone; whoever wants it alone is not overtaken by newcomers."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._sharing, self._waiting, self._held = 0, 0, False
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._held and not self._waiting)
-            self._sharing += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._sharing -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        with self._changed:
-            self._waiting += 1
-            self._changed.wait_for(lambda: not self._held and not self._sharing)
-            self._waiting -= 1
-            self._held = True
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held = False
-                self._changed.notify_all()
+            raise BankError(f"expected the vector of step {row} as its shard holds it, found another")

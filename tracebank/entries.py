@@ -31,6 +31,9 @@ IndexedKind = Literal["hnsw", "ivf"]
 _LINKS, _EF_CONSTRUCTION, _EF_SEARCH = 32, 200, 128
 """The graph as in the RAPO paper (arXiv 2603.03078, appendix C.3): M, efConstruction, efSearch."""
 
+_EF_FILTERED = 48
+"""What is added to efSearch, since filters take the nearest away and those behind count then."""
+
 _PROBES = 64
 """Clusters that an IVF search looks into at least."""
 
@@ -55,7 +58,7 @@ class Entries:
 
     Args:
         kind: "hnsw" or "ivf".
-        index: An `IndexHNSWFlat`, or an `IndexRefineFlat` over an IVF index: both hold the entries' vectors as they are.
+        index: An `IndexRefineFlat`: the entries' vectors as they are, over an index of shortened ones.
         entry: The entry of each row, [rows] int32; entries are numbered in the order of their first rows.
         digests: A digest of each entry's vector, [entries] uint64.
     """
@@ -68,7 +71,7 @@ class Entries:
     @property
     def vectors(self) -> Vectors:
         """The entries' vectors, [entries, dimension]: FAISS's own memory, which moves when something is added."""
-        storage = faiss.downcast_index(self.index.storage if self.kind == "hnsw" else self.index.refine_index)
+        storage = faiss.downcast_index(self.index.refine_index)
         numbers: Vectors = faiss.rev_swig_ptr(storage.get_xb(), len(self.digests) * self.index.d)
         return numbers.reshape(len(self.digests), self.index.d)
 
@@ -84,7 +87,7 @@ class Entries:
         return np.argsort(self.entry, kind="stable"), begins
 
     @cached_property
-    def _clusters(self) -> Any:
+    def _short(self) -> Any:
         return faiss.downcast_index(self.index.base_index)
 
     def search(self, queries: Vectors, fetch: int, longest: float) -> Pairs:
@@ -98,14 +101,14 @@ class Entries:
         entries = len(self.digests)
         if fetch * _ENOUGH >= entries:
             return self._expanded(search_flat(self._scored, longest, queries, fetch))
+        asked = fetch + 16  # shortened vectors may err at the lower end
         if self.kind == "hnsw":
-            asked = fetch
-            _, found = self.index.search(queries, asked, params=faiss.SearchParametersHNSW(efSearch=max(_EF_SEARCH, asked)))
+            params = faiss.SearchParametersHNSW(efSearch=max(_EF_SEARCH, fetch) + _EF_FILTERED)
         else:
-            asked = fetch + fetch // 2 + 16  # it compares shortened vectors, and may err at the lower end
-            lists = self._clusters.nlist
+            lists = self._short.nlist
             probes = min(lists, max(_PROBES, lists // 32, 8 * asked * lists // entries))
-            _, found = self._clusters.search(queries, asked, params=faiss.SearchParametersIVF(nprobe=probes))
+            params = faiss.SearchParametersIVF(nprobe=probes)
+        _, found = self._short.search(queries, asked, params=params)
         whole = found[:, -1] >= 0  # what FAISS does not find it marks with -1, at the end
         query, place = np.repeat(np.flatnonzero(whole), asked), found[whole].ravel()
         parts = [Pairs(query, place, pair_scores(self._scored, place, queries, query))]
@@ -125,7 +128,7 @@ class Entries:
 
     def outgrown(self, entries: int) -> bool:
         """Whether so many entries need other clusters than there are."""
-        return self.kind == "ivf" and _lists(entries) >= 2 * int(self._clusters.nlist)
+        return self.kind == "ivf" and _lists(entries) >= 2 * int(self._short.nlist)
 
     def save(self, path: Path, longest: float) -> None:
         """Writes all in one file.
@@ -228,19 +231,23 @@ def _lists(entries: int) -> int:
 
 
 def _built(kind: IndexedKind, vectors: Callable[[Numbers], Vectors], count: int, dimension: int) -> Any:
-    """A FAISS index of ``count`` vectors, which ``vectors`` gives by their (ascending) places."""
+    """A FAISS index of ``count`` vectors, which ``vectors`` gives by their (ascending) places.
+
+    It finds candidates by shortened vectors, which are quicker to read: two bytes a number in a graph, one in clusters,
+    whose range of numbers it learns. The vectors themselves stand beside.
+    """
     if kind == "hnsw":
-        graph = faiss.IndexHNSWFlat(dimension, _LINKS, faiss.METRIC_INNER_PRODUCT)
-        graph.hnsw.efConstruction = _EF_CONSTRUCTION
-        graph.add(vectors(np.arange(count)))
-        return graph
-    lists = _lists(count)
-    # A byte a number is enough to find candidates, and quicker to read; the vectors themselves stand beside.
-    shape = (dimension, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
-    clusters = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dimension), *shape)
-    clusters.cp.niter, clusters.cp.max_points_per_centroid, clusters.cp.min_points_per_centroid = _ROUNDS, _SAMPLE, 1
-    refined = faiss.IndexRefineFlat(clusters)
-    refined.train(vectors(np.linspace(0, count - 1, min(count, _SAMPLE * lists)).astype(np.int64)))
+        learnt_from = 1  # nothing is learnt, but FAISS asks for it
+        shortened = faiss.IndexHNSWSQ(dimension, faiss.ScalarQuantizer.QT_bf16, _LINKS, faiss.METRIC_INNER_PRODUCT)
+        shortened.hnsw.efConstruction = _EF_CONSTRUCTION
+    else:
+        lists = _lists(count)
+        learnt_from = min(count, _SAMPLE * lists)
+        shape = (dimension, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+        shortened = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dimension), *shape)
+        shortened.cp.niter, shortened.cp.max_points_per_centroid, shortened.cp.min_points_per_centroid = _ROUNDS, _SAMPLE, 1
+    refined = faiss.IndexRefineFlat(shortened)
+    refined.train(vectors(np.linspace(0, count - 1, learnt_from).astype(np.int64)))
     for start in range(0, count, _PIECE):  # not all at once: there may be little memory for a second copy of so many
         refined.add(vectors(np.arange(start, min(count, start + _PIECE))))
     return refined

@@ -17,8 +17,8 @@ from tracebank.store import Columns
 Task = str | Collection[str] | None
 """A running task: its id, its question, or several of either; None where there is none."""
 
-_FETCH = 64
-"""Candidates of the first search; an HNSW search costs the same up to its efSearch of 128."""
+_FETCH = 32
+"""Candidates of the first search: five trajectories of the running task, their final steps, and some to choose from."""
 
 _ENOUGH = 16
 """Where more than one row in so many is wanted, all are looked at: no index is quicker then."""
@@ -99,12 +99,17 @@ class Tasks:
         return tasks, questions
 
     @cached_property
-    def _pairs(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Every task with each of its questions, in order of the tasks and in order of the questions."""
-        wide = max(1, len(self._columns.questions))
-        pairs = np.unique(self._columns.task.astype(np.int64) * wide + self._columns.question)
-        by_task = np.stack([pairs // wide, pairs % wide], axis=1)
-        return by_task, by_task[np.argsort(by_task[:, 1], kind="stable")]
+    def _partners(self) -> tuple[dict[int, set[int]], dict[int, set[int]]]:
+        """The questions of each task id, and the ids of each question."""
+        columns, wide = self._columns, len(self._columns.questions)
+        questions: dict[int, set[int]] = {}
+        tasks: dict[int, set[int]] = {}
+        for pair in np.unique(columns.task.astype(np.int64) * wide + columns.question).tolist():
+            task, question = divmod(pair, wide)
+            if columns.tasks[task] and columns.questions[question]:
+                questions.setdefault(task, set()).add(question)
+                tasks.setdefault(question, set()).add(task)
+        return questions, tasks
 
     def of(self, task: Task) -> tuple[list[int], list[int]]:
         """The numbers of the task ids and of the questions that are this task.
@@ -117,23 +122,12 @@ class Tasks:
         if wrong := [name for name in names if not isinstance(name, str)]:
             raise TypeError(f"exclude_task: expected a task id or a question as text, found {wrong[0]!r}")
         tasks, questions = self._numbers
+        questions_of, tasks_of = self._partners
         known = {tasks[name] for name in names if name in tasks}
         asked = {questions[text] for text in map(normalise_question, names) if text in questions}
-        by_task, by_question = self._pairs
-        for number in known:
-            asked.update(_second(by_task, 0, number))
-        asked = {number for number in asked if self._columns.questions[number]}
-        for number in asked:
-            known.update(_second(by_question, 1, number))
-        known = {number for number in known if self._columns.tasks[number]}
+        asked.update(*(questions_of.get(number, ()) for number in known))
+        known.update(*(tasks_of.get(number, ()) for number in asked))
         return sorted(known), sorted(asked)
-
-
-def _second(pairs: npt.NDArray[np.int64], column: int, number: int) -> list[int]:
-    """The partners of a number in sorted pairs."""
-    start, stop = np.searchsorted(pairs[:, column], [number, number + 1])
-    partners: list[int] = pairs[start:stop, 1 - column].tolist()
-    return partners
 
 
 def nearest(index: VectorIndex, columns: Columns, tasks: Tasks, vectors: Vectors, k: int, filters: Filters) -> list[Found]:
@@ -160,7 +154,7 @@ def nearest(index: VectorIndex, columns: Columns, tasks: Tasks, vectors: Vectors
         raise ValueError(f"exclude_task: expected one entry for each of the {len(vectors)} queries, found {len(running)}")
     sieve = _Sieve(columns, filters, [tasks.of(task) for task in running] if running is not None else None)
     found: list[Found | None] = [None] * len(vectors)
-    pending, fetch = np.arange(len(vectors)), max(_FETCH, 2 * k)
+    pending, fetch = np.arange(len(vectors)), max(_FETCH, 4 * k)
     while len(pending) and fetch < max(index.rows // _ENOUGH, _FETCH * _GROWTH):
         candidates = index.search(vectors[pending], fetch)
         answers = sieve.best(candidates, pending, k)

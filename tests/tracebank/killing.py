@@ -14,12 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from tracebank import StepTrace, TraceBank
+from killing_store import in_child, numbered_step
 
-
-def numbered(number: int) -> StepTrace:
-    """The step of this number: everything in it follows from the number."""
-    return StepTrace(f"task {number // 7}", number % 5, f"key {number}", f"value {number}" * 20, number / 8, False, "me")
+from tracebank import TraceBank
 
 
 def write(folder: Path, acknowledged: int, seed: int) -> None:
@@ -28,7 +25,7 @@ def write(folder: Path, acknowledged: int, seed: int) -> None:
     bank = TraceBank.open(folder)
     while True:
         count = chance.choice([1, 3, 40])
-        bank.add([numbered(len(bank) + place) for place in range(count)])
+        bank.add([numbered_step(len(bank) + place) for place in range(count)])
         os.write(acknowledged, f"{len(bank)}\n".encode())
         if chance.random() < 0.3:
             bank.compact(index=chance.choice(["flat", "hnsw"]), rebuild=chance.random() < 0.3)
@@ -39,28 +36,13 @@ def look(folder: Path, promised: int) -> None:
     bank = TraceBank.open(folder)
     assert len(bank) >= promised, f"{promised} steps were acknowledged, {len(bank)} are there"
     for number, step in enumerate(bank.snapshot.steps(range(len(bank)))):
-        assert step == numbered(number), f"step {number} is {step}"
+        assert step == numbered_step(number), f"step {number} is {step}"
     asked = range(0, len(bank), max(1, len(bank) // 5))
     for number, hits in zip(asked, bank.query([f"key {number}" for number in asked], k=1), strict=True):
         assert hits[0].key == f"key {number}", f"asked for key {number}, found {hits[0].key}"
     assert all(problem.mendable for problem in bank.check()), bank.check()
     bank.compact()
     assert bank.check() == [], bank.check()
-
-
-def in_child(work, *arguments) -> int:
-    """Runs a function in a fork of this process; returns its process id."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work(*arguments)
-            code = 0
-        except BaseException as problem:
-            print(f"{type(problem).__name__}: {problem}", file=sys.stderr, flush=True)
-        finally:
-            os._exit(code)
-    return child
 
 
 def main(folder: Path, kills: int, seed: int) -> None:

@@ -292,9 +292,8 @@ def test_a_failure_while_the_index_grows_loses_no_row(bank_like, kind: str, monk
         original(self, added[: len(added) // 2])
         raise MemoryError
 
-    name = "IndexHNSWFlat" if kind == "hnsw" else "IndexRefineFlat"
-    original = getattr(faiss, name).add
-    monkeypatch.setattr(getattr(faiss, name), "add", add_half)
+    original = faiss.IndexRefineFlat.add
+    monkeypatch.setattr(faiss.IndexRefineFlat, "add", add_half)
     with pytest.raises(MemoryError):
         index.absorb(kind)
     assert (index.rows, index.indexed) == (len(vectors), 0)

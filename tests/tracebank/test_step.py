@@ -127,7 +127,7 @@ def test_a_history_grows_by_its_steps(question: str, turns: list[Turn]):
 
 
 @pytest.mark.parametrize(
-    "other", ["what  is 6 TIMES 7?", "\tWhat is 6 times 7?\n", "What is ６ times 7?", "WHAT IS 6 TIMES\u00a07?"]
+    "other", ["what  is 6 TIMES 7?", "\tWhat is 6 times 7?\n", "What is \uff16 times 7?", "WHAT IS 6 TIMES\u00a07?"]
 )
 def test_questions_that_read_alike_are_one(other: str):
     assert normalise_question(other) == normalise_question("What is 6 times 7?")
