@@ -70,12 +70,12 @@ class Writer:
         return " ".join(np.where(change, others, words))
 
 
-def trajectories(times: int, seed: int) -> Iterator[Trajectory]:
+def trajectories(times: float, seed: int) -> Iterator[Trajectory]:
     """The trajectories, task by task."""
     writer = Writer(seed)
-    count = TASKS * KEPT * times
-    lengths = _share(STEPS * times, count)
-    tokens = _share(TOKENS * times, STEPS * times)
+    count, steps = round(TASKS * times) * KEPT, round(STEPS * times)
+    lengths = _share(steps, count)
+    tokens = _share(round(TOKENS * times), steps)
     np.random.default_rng(seed).shuffle(lengths)
     written = 0
     for number in range(count):
@@ -117,9 +117,9 @@ def _share(total: int, parts: int) -> list[int]:
     return np.diff(ends).tolist()
 
 
-def build(folder: Path, times: int, embedder: str, index: str) -> Path:
+def build(folder: Path, times: float, embedder: str, index: str) -> Path:
     """Writes the trajectories and builds the bank."""
-    file, bank = folder / f"trajectories-{times}.jsonl", folder / f"bank-{times}-{index}"
+    file, bank = folder / f"trajectories-{times:g}.jsonl", folder / f"bank-{times:g}-{index}"
     if not file.exists():
         write_trajectories(file, trajectories(times, seed=0))
     print(f"  {file.stat().st_size / 2**20:,.0f} MiB of trajectories", flush=True)
@@ -188,7 +188,7 @@ def _seconds(operation) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=1, help="multiples of the paper's size")
+    parser.add_argument("--times", type=float, default=1.0, help="multiples of the paper's size")
     parser.add_argument("--index", default="auto")
     parser.add_argument("--embedder", default="hashing")
     parser.add_argument("--folder", type=Path, help="where files are kept and found again; default: a temporary one")

@@ -106,7 +106,7 @@ class Entries:
             params = faiss.SearchParametersHNSW(efSearch=max(_EF_SEARCH, fetch) + _EF_FILTERED)
         else:
             lists = self._short.nlist
-            probes = min(lists, max(_PROBES, lists // 32, 8 * asked * lists // entries))
+            probes = min(lists, max(_PROBES, lists // 16, 8 * asked * lists // entries))
             params = faiss.SearchParametersIVF(nprobe=probes)
         _, found = self._short.search(queries, asked, params=params)
         whole = found[:, -1] >= 0  # what FAISS does not find it marks with -1, at the end
