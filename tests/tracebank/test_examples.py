@@ -8,7 +8,9 @@ import pytest
 
 import tracebank
 
-MODULES = [module.name for module in pkgutil.walk_packages(tracebank.__path__, "tracebank.") if "__main__" not in module.name]
+MODULES = [
+    module.name for module in pkgutil.walk_packages(tracebank.__path__, "tracebank.") if "__main__" not in module.name
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
