@@ -298,7 +298,7 @@ class TraceBank:
 
     def stats(self) -> dict[str, Any]:
         """Counts and distributions, for people (`tracebank.report.stats`)."""
-        return report.stats(self)
+        return report.stats(self._snapshot, self.kind, self.nearest)
 
     def close(self) -> None:
         """Closes the files. Calling it twice is fine."""

@@ -7,16 +7,20 @@ the likeness of tasks, which is taken of a sample.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from tracebank.nearest import Filters
+from tracebank.embed.embedder import Vectors
+from tracebank.index import Kind
+from tracebank.nearest import Filters, Found
+from tracebank.store import Snapshot
 
-if TYPE_CHECKING:
-    from tracebank.bank import TraceBank
+Nearest = Callable[[Vectors, int, Filters], list[Found]]
+"""`tracebank.bank.TraceBank.nearest`."""
 
 _SAMPLE = 256
 """Keys whose nearest neighbour in another task is looked for."""
@@ -24,11 +28,13 @@ _SAMPLE = 256
 _BINS = 20
 
 
-def stats(bank: TraceBank) -> dict[str, Any]:
-    """Counts and distributions of a bank. It reads all texts, a batch at a time.
+def stats(snapshot: Snapshot, kind: Kind, nearest: Nearest) -> dict[str, Any]:
+    """Counts and distributions of a bank (`tracebank.bank.TraceBank.stats`). It reads all texts, a batch at a time.
 
     Args:
-        bank: Any.
+        snapshot: The bank's state.
+        kind: How its steps are found.
+        nearest: Finds them.
 
     Returns:
         A dictionary of plain values.
@@ -43,11 +49,11 @@ def stats(bank: TraceBank) -> dict[str, Any]:
           histogram as ``edges`` and ``counts``, a bin reaching from its edge to before the next, the last one to its end;
         - ``embedder``, ``dimension``, ``index`` (``asked``, ``kind``, ``rows`` it covers), ``shards``, ``bytes``.
     """
-    manifest, columns = bank.manifest, bank.snapshot.columns()
+    manifest, columns = snapshot.manifest, snapshot.columns()
     steps_of_name: defaultdict[str, int] = defaultdict(int)
     keys: list[npt.NDArray[np.int64]] = []
     values: list[npt.NDArray[np.int64]] = []
-    for batch in bank.snapshot.batches():
+    for batch in snapshot.batches():
         names, numbers = batch.column("trajectory").to_pylist(), batch.column("step").to_pylist()
         for name, number in zip(names, numbers, strict=True):
             if name:  # not a count of rows: steps that trajectories share are kept once
@@ -60,7 +66,7 @@ def stats(bank: TraceBank) -> dict[str, Any]:
     steps_each = np.bincount(columns.source, minlength=len(columns.sources)).tolist()
     by_source = sorted(zip(columns.sources, steps_each, strict=True), key=lambda pair: -pair[1])
     return {
-        "steps": len(bank),
+        "steps": manifest.rows,
         "trajectories": len(steps_of_name),
         "tasks": sum(map(bool, columns.tasks)),
         "questions": sum(map(bool, columns.questions)),
@@ -74,12 +80,12 @@ def stats(bank: TraceBank) -> dict[str, Any]:
         "trajectory_steps": _distribution(np.fromiter(steps_of_name.values(), dtype=np.int64)),
         "key_characters": _distribution(np.concatenate(keys or [np.zeros(0, np.int64)]), growing=True),
         "value_characters": _distribution(np.concatenate(values or [np.zeros(0, np.int64)]), growing=True),
-        "nearest_other_task": _distribution(_nearest_other_task(bank, np.flatnonzero(has_question | has_id))),
+        "nearest_other_task": _distribution(_nearest_other_task(snapshot, nearest, np.flatnonzero(has_question | has_id))),
         "embedder": manifest.embedder,
         "dimension": manifest.dimension,
         "index": {
             "asked": manifest.index_kind,
-            "kind": bank.kind,
+            "kind": kind,
             "rows": manifest.index.rows if manifest.index else 0,
         },
         "shards": len(manifest.shards),
@@ -87,18 +93,18 @@ def stats(bank: TraceBank) -> dict[str, Any]:
     }
 
 
-def _nearest_other_task(bank: TraceBank, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _nearest_other_task(snapshot: Snapshot, nearest: Nearest, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """The cosine of keys, evenly taken from the given rows, to the nearest key of another task, where there is one."""
     if not len(rows):
         return np.zeros(0)
-    columns = bank.snapshot.columns()
+    columns = snapshot.columns()
     sample = rows[np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(np.int64))]
-    vectors = np.concatenate([bank.snapshot.vectors(row, row + 1) for row in sample.tolist()])
+    vectors = np.concatenate([snapshot.vectors(row, row + 1) for row in sample.tolist()])
     running = [
         [name for name in (columns.tasks[columns.task[row]], columns.questions[columns.question[row]]) if name]
         for row in sample.tolist()
     ]
-    found = bank.nearest(vectors, 1, Filters(exclude_task=running, exclude_final=False))
+    found = nearest(vectors, 1, Filters(exclude_task=running, exclude_final=False))
     return np.array([one.scores[0] for one in found if one.scores], dtype=np.float64)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import Positional, UseAppendAction
 
-from tracebank import report, show
+from tracebank import show
 from tracebank.bank import TraceBank
 from tracebank.commands.opening import UsageError, open_bank
 from tracebank.export import export_steps
@@ -106,7 +106,7 @@ class Stats:
         if self.picture is not None and self.picture.suffix not in (".png", ".svg", ".pdf"):
             raise UsageError(f"--picture {self.picture}: expected a name that ends in .png, .svg or .pdf")
         with open_bank(self.bank) as bank:
-            numbers = report.stats(bank)
+            numbers = bank.stats()
         if self.json:
             show.say(console, json.dumps(numbers))
         else:
