@@ -232,7 +232,7 @@ OBSTACLES = {
     "a thread": (
         "import threading\nstop = threading.Event()\nt = threading.Thread(target=stop.wait); t.start()",
         "2 threads are running",
-        "stop.set(); t.join()",
+        "stop.set(); t.join(); import time; time.sleep(0.2)",  # a joined thread takes a moment to be gone
     ),
     "a pair of sockets": ("import socket; a, b = socket.socketpair()", "a socket", "a.close(); b.close()"),
     "a pipe": ("import os; r, w = os.pipe()", "a pipe", "os.close(r); os.close(w)"),

@@ -117,6 +117,8 @@ class Zygote:
                     socket.send_fds(self._socket, [json.dumps({"limits": asdict(limits)}).encode()], [theirs.fileno()])
             except OSError as problem:
                 ours.close()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(DYING_SECONDS)  # its end of the socket is closed a moment before it can be waited for
                 raise ChannelClosed(f"the warm interpreter process is gone: {problem}") from problem
         try:
             return Family(LocalLink(ours, self.protection), limits)
