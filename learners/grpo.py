@@ -28,10 +28,12 @@ returns are all equal has advantage 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import gymnasium as gym
 import torch
 
 from learners.rollout.engine import Group, independent
@@ -74,6 +76,10 @@ class GRPO:
         self.config = config
         self.group_size = config.group_size
         self.kl_coefficient = config.kl_coefficient
+        self.measure = False
+
+    def prepare(self, folder: Path, make_env: Callable[[], gym.Env[Any, Any]]) -> None:
+        """Needs nothing beside the policy."""
 
     async def explore(self, group: Group) -> RolloutTree:
         return await independent(group, self.config.group_size)

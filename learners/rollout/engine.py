@@ -49,20 +49,28 @@ class Group:
     def __init__(self, engine: Engine, start: Start, temperature: float) -> None:
         self.tree = RolloutTree(task_id="", question="", seed=start.seed, version=engine.sampler.version)
         self._engine, self._start, self._temperature = engine, start, temperature
+        self._episodes: list[Episode] = []
+        self._lent: list[gym.Env[Any, Any]] = []  # the engine's environments; any other is a copy of one
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Names the group among all of the run: what a learner's own random draws depend on."""
+        return self._start.path
 
     async def play(self, count: int) -> list[Leaf]:
         """Plays ``count`` independent episodes from the question on, all at once."""
         begun = len(self.tree.leaves)
-        episodes = [self._episode(begun + index) for index in range(count)]
-        try:
-            return list(await asyncio.gather(*(episode.play() for episode in episodes)))
-        finally:
-            self._engine.idle.extend(episode.environment for episode in episodes)
+        return list(await asyncio.gather(*(self.episode(begun + index).play() for index in range(count))))
 
-    def _episode(self, index: int) -> Episode:
+    def episode(self, index: int) -> Episode:
+        """An episode from the question on, not yet reset.
+
+        Args:
+            index: Its place in the group; each is taken once.
+        """
         engine = self._engine
-        return Episode(
-            engine.idle.pop() if engine.idle else engine.make_env(),
+        episode = Episode(
+            self.spare(),
             engine.sampler.start((*self._start.path, index)),
             self.tree,
             (index,),
@@ -72,6 +80,45 @@ class Group:
             temperature=self._temperature,
             threads=engine.threads,
         )
+        self._episodes.append(episode)
+        return episode
+
+    def fork(self, episode: Episode, branch: tuple[int, ...]) -> Episode:
+        """A branch of an episode of this group, from before the action that it has begun (`Episode.fork`).
+
+        Args:
+            episode: The parent.
+            branch: Tells it from the parent's other branches; its place is the parent's with this behind it.
+        """
+        path = (*episode.leaf.path, *branch)
+        twin = episode.fork(path, (*self._start.path, *path))
+        self._episodes.append(twin)
+        return twin
+
+    def spare(self) -> gym.Env[Any, Any]:
+        """An environment that nobody uses."""
+        self._lent.append(self._engine.idle.pop() if self._engine.idle else self._engine.make_env())
+        return self._lent[-1]
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens that the policy chooses from."""
+        return self._engine.sampler.vocabulary
+
+    async def close(self) -> None:
+        """Ends what is still live, gives the environments back and closes their copies. The engine calls it."""
+        for episode in self._episodes:
+            episode.stream.cancel()
+        environments = {id(episode.environment): episode.environment for episode in self._episodes}
+        for lent in self._lent:
+            environments.pop(id(lent), None)
+        loop, threads = asyncio.get_running_loop(), self._engine.threads
+        try:  # before anybody else gets the originals: a copy may share engines with its own
+            await asyncio.gather(*(loop.run_in_executor(threads, copy.close) for copy in environments.values()))
+        finally:
+            self._engine.idle.extend(self._lent)
+            self._episodes.clear()
+            self._lent.clear()
 
 
 Explore = Callable[[Group], Awaitable[RolloutTree]]
@@ -147,7 +194,11 @@ class Engine:
 
         async def play(index: int) -> tuple[int, RolloutTree]:
             async with slots:
-                tree = await explore(Group(self, starts[index], temperature))
+                group = Group(self, starts[index], temperature)
+                try:
+                    tree = await explore(group)
+                finally:
+                    await group.close()
             tree.put_in_order()
             return index, tree
 

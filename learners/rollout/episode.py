@@ -1,7 +1,9 @@
 """One episode: an environment, the stream of tokens that plays it, and its path in the rollout tree.
 
 An episode runs by itself: it waits for its own tokens and its own tool calls and for nobody else's. Environments are
-synchronous, so each call runs in a thread.
+synchronous, so each call runs in a thread. `Episode.play` goes from the question to the end; an algorithm that does more on
+the way takes the turns one by one, in two halves (`begin`, `finish`) where it branches: what `fork` copies is the state
+before the action that has begun.
 
 A trajectory that a token limit cuts ends there: its environment is not stepped with the unfinished action; it earns what the
 environment paid until then plus ``Limits.cut_reward``; it is no success; and it is trained on like any other, all tokens of
@@ -11,16 +13,19 @@ it. The default is what ARPO's reward gives a reply without an answer, so that r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import copy
+import reprlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import gymnasium as gym
 
-from agent_envs.actions import Format, PlainFormat
+from agent_envs.actions import Format, Piece, PlainFormat
 from agent_envs.env import ToolEnv
-from agent_envs.faults import EnvironmentFault
+from agent_envs.faults import EnvironmentFault, ForkError
 from agent_envs.tool import Tool
 from learners.rollout.rendering import Renderer
 from learners.rollout.tree import Leaf, RolloutTree
@@ -98,25 +103,122 @@ class Episode:
         self.environment, self.stream, self.tree = environment, stream, tree
         self.leaf = Leaf(path=path, segment=0)
         self.ended = False
+        self._begun = self._room = 0  # where the present action begins, and how many tokens it may have
         self._named: dict[str, Any] = {} if task_id is None else {"options": {"task_id": task_id}}
         self._renderer, self._limits, self._temperature, self._threads = renderer, limits, temperature, threads
         self._dialect = Dialect.of(environment)
 
-    async def play(self) -> Leaf:
-        """Plays from the reset to the end; the leaf is then part of the tree, whatever happened."""
-        try:
-            await self.reset()
-            while not self.ended:
-                await self.turn()
-        except EnvironmentFault as fault:
-            note_fault(self.leaf, fault)
-            self._end("fault")
-        finally:
-            self.stream.cancel()
+    async def play(self, between: Callable[[Episode], Awaitable[None]] | None = None) -> Leaf:
+        """Plays from the reset to the end; the leaf is then part of the tree, whatever happened.
+
+        Args:
+            between: Awaited after every turn that the episode goes on from, before the policy writes again.
+        """
+        await self.reset()
+        while not self.ended:
+            await self.turn()
+            if between is not None and not self.ended:
+                await between(self)
         return self.leaf
 
     async def reset(self) -> None:
         """Opens the episode; the first of a group to get here writes the prompt into the tree."""
+        with self._boundary():
+            await self._reset()
+
+    async def turn(self) -> None:
+        """One action and the observation that answers it."""
+        self.begin()
+        await self.finish()
+
+    def begin(self) -> None:
+        """Lets the policy begin an action; where there is no room for one, the episode ends."""
+        self._begun = len(self.stream.ids)
+        self._room = min(self._limits.turn_tokens, self._limits.total_tokens - self._begun)
+        if self._room > 0:
+            self._decode(self._room)
+        else:
+            self._cut()
+
+    async def first(self, k: int) -> Continuation:
+        """The first k tokens of the action that has begun, fewer where it has fewer."""
+        return await self.stream.first(k)
+
+    async def finish(self) -> None:
+        """The rest of the action that has begun, and the observation that answers it."""
+        with self._boundary():
+            if not self.ended:
+                await self._finish()
+
+    def fork(self, path: tuple[int, ...], stream_path: tuple[int, ...]) -> Episode:
+        """Another episode that stands where this one stood before its present action: same history, noise of its own.
+
+        It needs an environment before anything else is done with it (`copy_environment`), and this episode is not to be
+        gone on with until it has one.
+
+        Args:
+            path: The twin's place in the group.
+            stream_path: Seeds its noise.
+        """
+        twin = copy.copy(self)
+        twin.leaf, twin.stream = self.leaf.branch(path), self.stream.fork(stream_path, at=self._begun)
+        return twin
+
+    async def copy_environment(self, spare: gym.Env[Any, Any] | None = None) -> None:
+        """Gives an episode that was forked an environment in the state of its parent's; a fault there ends the episode.
+
+        Args:
+            spare: An environment to play the actions again in; None copies the parent's.
+
+        Raises:
+            ForkError: A tool of the environment cannot be copied, or the actions gave other observations.
+        """
+        with self._boundary():
+            if spare is None:
+                parents = self.environment
+                self.environment = await self._call(lambda: _copy(parents))
+            else:
+                self.environment = spare
+                await self._call(lambda: self._play_again(spare))
+
+    def _play_again(self, environment: gym.Env[Any, Any]) -> None:
+        observation, _ = environment.reset(seed=self.tree.seed, **self._named)
+        expected = self.tree.question
+        for number, turn in enumerate(self.leaf.turns):
+            if observation == expected:
+                observation, expected = environment.step(turn.thought + turn.action)[0], turn.observation
+            if observation != expected:
+                raise ForkError(
+                    f"{environment} gave another observation in turn {number} when its actions were played again: "
+                    f"expected {reprlib.repr(expected)}, found {reprlib.repr(observation)}"
+                )
+
+    @property
+    def dialect(self) -> Dialect:
+        """How its environment is talked to."""
+        return self._dialect
+
+    def tokens_of(self, pieces: Sequence[Piece]) -> int:
+        """How many tokens `insert` would put in."""
+        return len(self._renderer.encode(pieces))
+
+    def insert(self, pieces: Sequence[Piece]) -> bool:
+        """Puts text into the sequence that neither the policy nor the environment wrote; the policy goes on after it.
+
+        Args:
+            pieces: Trusted or not, as in `Renderer.encode`.
+
+        Returns:
+            Whether there was room for it and an action after it.
+        """
+        ids = self._renderer.encode(pieces)
+        if len(self.stream.ids) + len(ids) >= self._limits.total_tokens:
+            return False
+        self.stream.append(ids)
+        self.leaf.segment = self.tree.add("retrieved", ids, self.leaf.segment, turn=len(self.leaf.turns))
+        return True
+
+    async def _reset(self) -> None:
         question, info = await self._call(lambda: self.environment.reset(seed=self.tree.seed, **self._named))
         if not isinstance(question, str):
             raise TypeError(
@@ -137,42 +239,35 @@ class Episode:
             )
         self.stream.append(prompt)
 
-    async def turn(self) -> None:
-        """One action and the observation that answers it."""
-        room = min(self._limits.turn_tokens, self._limits.total_tokens - len(self.stream.ids))
-        action = await self._write(room) if room > 0 else None
-        if action is None or action.stop == "length":
-            self.leaf.reward += self._limits.cut_reward
-            self._end("length")
+    async def _finish(self) -> None:
+        action = await self._write()
+        if action.stop == "length":
+            self._cut()
             return
-        text = action.text
+        text, leaf = action.text, self.leaf
         stepped = await self._call(lambda: self.environment.step(text))
-        leaf = self.leaf
         if end := note_step(leaf, self._dialect, text, stepped):
             self._end(end)
             return
         observation = leaf.turns[-1].observation
         answer = self._renderer.observation(self._dialect.format.observe(observation), turn_ended=action.stop == "eos")
         if len(self.stream.ids) + len(answer) >= self._limits.total_tokens:
-            leaf.reward += self._limits.cut_reward
-            self._end("length")
+            self._cut()
             return
         self.stream.append(answer)
         leaf.segment = self.tree.add("tool", answer, leaf.segment, turn=len(leaf.turns))
 
-    async def _write(self, room: int) -> Continuation:
-        """Lets the policy write one action of at most ``room`` tokens, and puts it into the tree."""
-        stop = self._dialect.format.stop(self._dialect.tools)
-        parts: list[Continuation] = []
-        text = ""
+    async def _write(self) -> Continuation:
+        """Waits for the action that has begun, and puts it into the tree."""
+        room, parts, text = self._room, [], ""
         while True:
-            self.stream.decode(Decoding(temperature=self._temperature, stop=stop, max_tokens=room))
             part = await self.stream.rest()
             parts.append(part)
             text += part.text
             room -= len(part.ids)
             if part.stop != "stop" or room <= 0 or not self._dialect.format.unfinished(text, self._dialect.tools):
                 break
+            self._decode(room)
         action = Continuation(
             ids=tuple(token for part in parts for token in part.ids),
             logprobs=tuple(number for part in parts for number in part.logprobs),
@@ -190,13 +285,38 @@ class Episode:
         )
         return action
 
+    def _decode(self, room: int) -> None:
+        stop = self._dialect.format.stop(self._dialect.tools)
+        self.stream.decode(Decoding(temperature=self._temperature, stop=stop, max_tokens=room))
+
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+    @contextmanager
+    def _boundary(self) -> Iterator[None]:
+        """Ends the episode where an environment fault gets here."""
+        try:
+            yield
+        except EnvironmentFault as fault:
+            note_fault(self.leaf, fault)
+            self._end("fault")
+
+    def _cut(self) -> None:
+        self.leaf.reward += self._limits.cut_reward
+        self._end("length")
 
     def _end(self, stop: str) -> None:
         self.leaf.stop = stop
         self.ended = True
+        self.stream.cancel()
         self.tree.leaves.append(self.leaf)
+
+
+def _copy(environment: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    try:
+        return copy.deepcopy(environment)
+    except (TypeError, copy.Error) as problem:  # such as "cannot pickle '_thread.lock' object"
+        raise ForkError(f"{environment} has no copy: {problem}") from problem
 
 
 def note_step(leaf: Leaf, dialect: Dialect, action: str, stepped: tuple[Any, Any, bool, bool, dict[str, Any]]) -> str:

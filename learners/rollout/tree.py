@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 
@@ -30,6 +31,7 @@ class Leaf:
         fault: The environment fault that ended it, or "". A leaf with a fault has no return and is never trained on.
         tool_calls: Calls that were executed.
         policy_faults: Kinds of policy faults, one per occurrence.
+        inherited_calls: How many of its tool calls were made before it branched off, and so by another trajectory.
     """
 
     path: tuple[int, ...]
@@ -42,6 +44,17 @@ class Leaf:
     fault: str = ""
     tool_calls: int = 0
     policy_faults: list[str] = field(default_factory=list)
+    inherited_calls: int = 0
+
+    def branch(self, path: tuple[int, ...]) -> Leaf:
+        """A record that goes on from this one on a path of its own."""
+        return replace(
+            self,
+            path=path,
+            turns=list(self.turns),
+            policy_faults=list(self.policy_faults),
+            inherited_calls=self.tool_calls,
+        )
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,7 @@ class PathTokens:
         logprobs: The sampler's log-probabilities, [T]; 0 where the policy is not the author.
         entropies: The sampler's entropies, [T]; 0 likewise.
         segments: The segment of each token, [T] int64.
+        numbers: A number for each token of the tree, [T] int64: two paths hold the same number where they share a token.
     """
 
     ids: torch.Tensor
@@ -61,6 +75,7 @@ class PathTokens:
     logprobs: torch.Tensor
     entropies: torch.Tensor
     segments: torch.Tensor
+    numbers: torch.Tensor
 
 
 @dataclass
@@ -72,6 +87,9 @@ class RolloutTree:
         question: Its question, as the environment showed it.
         seed: The seed that every episode of the group was reset with.
         version: The policy version that wrote it.
+        notes: What a learner wants counted: (name, number) pairs, of which the metrics hold the means.
+        measured: Entropies of each path's tokens, by its leaf's place, from the trainer's own forward pass, [T] each; for
+            learners that ask for it.
     """
 
     task_id: str
@@ -80,6 +98,8 @@ class RolloutTree:
     version: int
     segments: list[Segment] = field(default_factory=list)
     leaves: list[Leaf] = field(default_factory=list)
+    notes: list[tuple[str, float]] = field(default_factory=list)
+    measured: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
 
     def add(
         self,
@@ -132,6 +152,8 @@ class RolloutTree:
         logprobs: list[float] = []
         entropies: list[float] = []
         segments: list[int] = []
+        numbers: list[int] = []
+        firsts = [0, *accumulate(len(segment.ids) for segment in self.segments)]
         for segment, length in self.path(leaf):
             written = segment.author == "policy"
             ids += segment.ids[:length]
@@ -139,17 +161,20 @@ class RolloutTree:
             logprobs += segment.logprobs[:length] if written else [0.0] * length
             entropies += segment.entropies[:length] if written else [0.0] * length
             segments += [segment.id] * length
+            numbers += range(firsts[segment.id], firsts[segment.id] + length)
         return PathTokens(
             ids=torch.tensor(ids),
             policy=torch.tensor(policy),
             logprobs=torch.tensor(logprobs, dtype=torch.float32),
             entropies=torch.tensor(entropies, dtype=torch.float32),
             segments=torch.tensor(segments),
+            numbers=torch.tensor(numbers),
         )
 
     def put_in_order(self) -> None:
         """Numbers leaves and segments by path, so that nothing depends on which episode was faster."""
         self.leaves.sort(key=lambda leaf: leaf.path)
+        self.notes.sort()
         order: dict[int, int] = {}
         for leaf in self.leaves:
             for segment, _ in self.path(leaf):

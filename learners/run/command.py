@@ -67,7 +67,8 @@ def parse(config_class: type[R], arguments: Sequence[str], description: str) -> 
     """
     resumed = value_of("--resume", arguments)
     if resumed is None:
-        return parse_as(config_class, arguments, description)
+        preset = config_class.PRESETS.get(value_of("--preset", arguments) or "", ())
+        return parse_as(config_class, [*preset, *arguments], description)
     folder = Path(resumed)
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"--resume {folder}: there is no run here (expected its config.yaml)")

@@ -12,10 +12,11 @@ import difflib
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self
 
 import gymnasium as gym
 import yaml
@@ -108,7 +109,14 @@ class PlayConfig:
 
 @dataclass(frozen=True)
 class RunConfig(PlayConfig):
-    """What every learner's run is told beside."""
+    """What every learner's run is told beside.
+
+    Attributes:
+        PRESETS: What ``--preset`` may name, and the options that each stands for, as on a command line. A learner that has
+            some has an option ``preset``; what is written out goes before it.
+    """
+
+    PRESETS: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
     output: str | None = None
     """Run folder; default: a new one under runs/."""

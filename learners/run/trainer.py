@@ -39,9 +39,9 @@ from learners.run.players import (
     seed_of,
 )
 from learners.run.report import Report
-from learners.update.batch import Credit, rows_of
+from learners.update.batch import Credit, Row, Terms, rows_of
 from learners.update.losses import TokenLoss
-from learners.update.step import UpdateSettings, update_policy
+from learners.update.step import UpdateSettings, measured, update_policy
 from tracebank.trajectory import write_trajectories
 
 logger = logging.getLogger(__name__)
@@ -55,14 +55,24 @@ class Learner(Protocol):
     Attributes:
         group_size: The most trajectories of one task that `explore` has live at once.
         kl_coefficient: Weight of the KL penalty towards the policy that the run began with; 0 for none.
+        measure: Whether `credit` reads entropies of the trainer's own forward pass (`RolloutTree.measured`).
     """
 
     group_size: int
     kl_coefficient: float
+    measure: bool
 
     @property
     def config(self) -> RunConfig:
         """Its configuration."""
+
+    def prepare(self, folder: Path, make_env: Callable[[], gym.Env[Any, Any]]) -> None:
+        """Gets ready what exploring needs beside the policy. Called once, before anything is played.
+
+        Args:
+            folder: The run folder, which keeps what a resumed run has to find again.
+            make_env: Makes the environment to train in.
+        """
 
     def explore(self, group: Group) -> Awaitable[RolloutTree]:
         """Plays the trajectories of one task."""
@@ -93,6 +103,7 @@ def train(learner: Learner) -> dict[str, Any]:
     makers = {split: environment_maker(config, split) for split in (config.train_split, config.eval_split)}
     policy = open_policy(config, makers[config.train_split])
     with held(folder, config):
+        learner.prepare(folder, makers[config.train_split])
         run = _Run(learner, folder, policy, makers)
         try:
             with run.report:
@@ -195,16 +206,10 @@ class _Run:
 
     def _learn(self, trees: Sequence[RolloutTree]) -> dict[str, float]:
         config, learner = self._config, self._learner
+        if learner.measure:
+            self._measure(trees)
         credit = learner.credit(trees)
         flat = [all(not terms.advantage.any() for terms in group) for group in credit]
-        settings = UpdateSettings(
-            epochs=config.epochs,
-            minibatch_groups=config.minibatch_groups,
-            micro_tokens=config.micro_tokens,
-            max_grad_norm=config.max_grad_norm,
-            temperature=config.temperature,
-            kl_coefficient=learner.kl_coefficient,
-        )
         orders = [
             np.random.default_rng(seed_of(config.seed, self._step, epoch)).permutation(len(trees)).tolist()
             for epoch in range(config.epochs)
@@ -214,11 +219,30 @@ class _Run:
             self._optimizer,
             rows_of(trees, credit),
             learner.surrogate,
-            settings,
+            self._settings(),
             orders=orders,
             reference=self._reference,
         )
         return metrics | {"groups_without_signal": sum(flat) / len(flat)}
+
+    def _settings(self) -> UpdateSettings:
+        config = self._config
+        return UpdateSettings(
+            epochs=config.epochs,
+            minibatch_groups=config.minibatch_groups,
+            micro_tokens=config.micro_tokens,
+            max_grad_norm=config.max_grad_norm,
+            temperature=config.temperature,
+            kl_coefficient=self._learner.kl_coefficient,
+        )
+
+    def _measure(self, trees: Sequence[RolloutTree]) -> None:
+        """Has the policy that is about to learn tell how sure it was of every token."""
+        paths = [(tree, leaf, tree.tokens(leaf)) for tree in trees for leaf in tree.survivors()]
+        rows = [Row(tokens, Terms.constant(tokens, advantage=0.0, weight=0.0)) for _, _, tokens in paths]
+        found = measured(self._model, rows, self._settings())
+        for (tree, leaf, _), (_, entropies) in zip(paths, found, strict=True):
+            tree.measured[leaf.path] = entropies.cpu()
 
     async def _evaluate(self) -> dict[str, float]:
         """Held-out success, sampled at T = 1 and greedy; the same tasks for every run of an environment."""

@@ -89,6 +89,15 @@ class Stream(Protocol):
     def fork(self, path: tuple[int, ...], at: int | None = None) -> Stream:
         """Another stream that shares the first ``at`` tokens (default: all), with noise of its own path."""
 
+    def park(self) -> None:
+        """Says that nothing will be asked of this stream until other streams have gone on; `unpark` takes it back.
+
+        A deterministic sampler waits until it has heard from every live stream; from parked ones it expects nothing.
+        """
+
+    def unpark(self) -> None:
+        """Ends what `park` began."""
+
     def cancel(self) -> None:
         """Ends the stream and frees what it holds; whoever waits for it gets ``asyncio.CancelledError``. Twice is fine."""
 
@@ -99,10 +108,12 @@ class Sampler(Protocol):
     Attributes:
         entropy: What the entropies of its continuations are.
         version: The policy version that it samples from.
+        vocabulary: Number of tokens that the distributions are over.
     """
 
     entropy: EntropyKind
     version: int
+    vocabulary: int
 
     def start(self, path: tuple[int, ...]) -> Stream:
         """An empty stream. ``path`` is unique among live streams; it orders them and seeds their noise."""

@@ -47,6 +47,7 @@ class TransformersSampler:
     ) -> None:
         check_full_attention(model.config)
         self.version = 0
+        self.vocabulary: int = model.config.vocab_size
         self._model, self._tokenizer = model, tokenizer
         self._seed, self._eos, self._deterministic = seed, frozenset(eos), deterministic
         self._cache = SlotCache()
@@ -121,7 +122,9 @@ class TransformersSampler:
     @torch.inference_mode()
     def _admit(self) -> None:
         """Moves waiting streams into the batch, each with a slot; a fork's slot begins as a copy of its source's."""
-        if not self._waiting or (self._deterministic and (self._decoding or len(self._waiting) < len(self._live))):
+        if not self._waiting:
+            return
+        if self._deterministic and (self._decoding or any(self._is_expected(stream) for stream in self._live)):
             return
         for stream in self._waiting:
             if stream.slot is None:
@@ -134,6 +137,10 @@ class TransformersSampler:
                     self._cache.copy(source.slot, stream.slot, stream.cached)
         self._decoding = sorted([*self._decoding, *self._waiting], key=lambda stream: stream.path)
         self._waiting = []
+
+    def _is_expected(self, stream: _Stream) -> bool:
+        """Whether a live stream may still ask to join the next batch."""
+        return not stream.parked and stream not in self._waiting
 
     @torch.inference_mode()
     def _advance(self) -> None:
@@ -246,6 +253,7 @@ class _Stream:
         self.cached = 0
         self.source: _Stream | None = None
         self.copies_due = 0
+        self.parked = False
         # The action that is being decoded.
         self.stop: StopReason | None = "stop"
         self._begin = 0
@@ -291,6 +299,13 @@ class _Stream:
         child.source = self
         self.copies_due += 1
         return child
+
+    def park(self) -> None:
+        self.parked = True
+        self._sampler._wake.set()
+
+    def unpark(self) -> None:
+        self.parked = False
 
     def cancel(self) -> None:
         if self not in self._sampler._live:

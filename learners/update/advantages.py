@@ -6,11 +6,13 @@ Dr. GRPO is Liu et al. 2025, arXiv 2503.20783.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def group_advantages(returns: Tensor, *, scale_by_std: bool = True, eps: float = 1e-6) -> Tensor:
+def group_advantages(returns: Tensor, *, scale_by_std: bool = True, eps: float = 1e-6, std_floor: float = 0.0) -> Tensor:
     """Each return relative to the mean of its group.
 
     ``A_i = (r_i - mean(r)) / (std(r) + eps)`` (GRPO, section 4.1.2), or ``A_i = r_i - mean(r)`` without the scale (Dr.
@@ -25,6 +27,7 @@ def group_advantages(returns: Tensor, *, scale_by_std: bool = True, eps: float =
         returns: Shape (G,), floating point: the return of each trajectory of one group.
         scale_by_std: Whether to divide by the standard deviation.
         eps: Added to the standard deviation.
+        std_floor: The least that is divided by (and eps), so that differences which are mere noise stay small.
 
     Returns:
         Shape (G,), of the type of ``returns``.
@@ -44,4 +47,30 @@ def group_advantages(returns: Tensor, *, scale_by_std: bool = True, eps: float =
     if returns.numel() < 2 or bool((returns == returns[0]).all()):
         return torch.zeros_like(returns)
     centred = returns - returns.mean()
-    return centred / (returns.std(correction=1) + eps) if scale_by_std else centred
+    return centred / (returns.std(correction=1).clamp(min=std_floor) + eps) if scale_by_std else centred
+
+
+def means_over_sharers(values: Sequence[Tensor], numbers: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """For each token of each path, the mean over all paths that contain it, and how many those are.
+
+    ARPO's hard attribution (arXiv 2507.19849, equation 4): a shared token has the mean of the d advantages of the
+    trajectories that contain it.
+
+    Args:
+        values: A number for each token of each path, [T_i].
+        numbers: Which token of the rollout tree each is, [T_i] int64 from 0 (`PathTokens.numbers`).
+
+    Returns:
+        For each path the means, [T_i], and the number of sharers as floats, [T_i].
+
+    Example:
+        >>> means, sharers = means_over_sharers([torch.tensor([1.0, 1.0]), torch.tensor([0.0, 0.0])],
+        ...                                     [torch.tensor([0, 1]), torch.tensor([0, 2])])[0]
+        >>> means, sharers
+        (tensor([0.5000, 1.0000]), tensor([2., 1.]))
+    """
+    flat, all_numbers = torch.cat(list(values)), torch.cat(list(numbers))
+    zeros = torch.zeros(int(all_numbers.max()) + 1, dtype=flat.dtype)
+    sharers = zeros.index_add(0, all_numbers, torch.ones_like(flat))
+    means = zeros.index_add(0, all_numbers, flat) / sharers.clamp(min=1)
+    return [(means[own], sharers[own]) for own in numbers]

@@ -64,15 +64,23 @@ def token_logprobs(
     return torch.nn.functional.pad(logprobs, (1, 0)), torch.nn.functional.pad(entropies, (1, 0))
 
 
-@torch.no_grad()
 def frozen_logprobs(model: PreTrainedModel, rows: Sequence[Row], settings: UpdateSettings) -> list[torch.Tensor]:
     """Each row's log-probabilities under the present weights, [T] each, in the rows' order."""
-    found: dict[int, torch.Tensor] = {}
+    return [logprobs for logprobs, _ in measured(model, rows, settings)]
+
+
+@torch.no_grad()
+def measured(
+    model: PreTrainedModel, rows: Sequence[Row], settings: UpdateSettings
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each row's log-probabilities and entropies (`token_logprobs`) under the present weights, [T] each, in order."""
+    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for indices in micro_batches(rows, settings.micro_tokens):
         batch = pad([rows[index] for index in indices], model.device)
-        logprobs, _ = token_logprobs(model, batch.ids, batch.real, settings.temperature)
+        logprobs, entropies = token_logprobs(model, batch.ids, batch.real, settings.temperature)
         for place, index in enumerate(indices):
-            found[index] = logprobs[place, : len(rows[index].tokens.ids)]
+            length = len(rows[index].tokens.ids)
+            found[index] = logprobs[place, :length], entropies[place, :length]
     return [found[index] for index in range(len(rows))]
 
 
