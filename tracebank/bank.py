@@ -273,7 +273,8 @@ class TraceBank:
             with self._change() as change:
                 change.merge()
             self._renew()
-            if rebuild or self.check():  # what is in memory may be what is wrong: the shards are not
+            # What is in memory may be what is wrong: the shards are not. Where there is no index there is none to be wrong.
+            if rebuild or (self.manifest.index is not None and self.check()):
                 self._index = VectorIndex(self.manifest.dimension)
                 self._index.append(self._snapshot.vectors())
             self._bring_in(index or self.manifest.index_kind)

@@ -115,6 +115,6 @@ def _look(probe: gym.Env[Any, Any], number: int, start: Start) -> Chosen:
 
 def _ask_for_oracle(probe: gym.Env[Any, Any]) -> None:
     try:
-        probe.unwrapped.oracle()  # type: ignore[attr-defined]
+        probe.unwrapped.oracle()  # type: ignore[attr-defined]  # a ToolEnv's, as was just seen
     except NoOracle as none:
         raise UsageError(f"--model oracle: {none}; choose another --model or other --tasks") from None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from transformers import PreTrainedModel
 
@@ -23,3 +26,12 @@ def full_logprobs(model: PreTrainedModel, ids: list[int], temperature: float = 1
     """Log-probabilities after each token by one plain forward pass, [T, V]: what every cache must agree with."""
     with torch.no_grad():
         return torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0].float() / temperature, dim=-1)
+
+
+def saved_policy(folder: Path, ends: Sequence[int]) -> Path:
+    """A random policy as a folder that ``--model`` takes; any of the given tokens ends its turns."""
+    model = random_policy()
+    model.generation_config.eos_token_id = list(ends)
+    model.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from policies import TOKENIZER, random_policy
+from policies import random_policy, saved_policy
 from safetensors.torch import load_file
 from test_branching import ENDS, Wander
 
@@ -265,12 +265,7 @@ def test_a_rate_of_branches_that_says_nothing_is_warned_of(caplog):
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory) -> Path:
     """An untaught policy that ends its turns; any of many tokens does."""
-    folder = tmp_path_factory.mktemp("policy")
-    model = random_policy()
-    model.generation_config.eos_token_id = list(ENDS)
-    model.save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return folder
+    return saved_policy(tmp_path_factory.mktemp("policy"), ENDS)
 
 
 def command(policy: Path, output: Path, *more: object) -> list[str]:

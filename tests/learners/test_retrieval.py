@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policies import TOKENIZER, full_logprobs, random_policy
+from policies import TOKENIZER, full_logprobs, random_policy, saved_policy
 
 from agent_envs.actions import HermesFormat, PlainFormat, TagFormat
 from agent_envs.tools.python import PythonTool
@@ -421,12 +421,7 @@ def test_without_hybrid_trajectories_trees_and_credit_are_grpos():
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory) -> Path:
     """An untaught policy that ends its turns often."""
-    folder = tmp_path_factory.mktemp("policy")
-    model = random_policy()
-    model.generation_config.eos_token_id = list(ENDS)
-    model.save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return folder
+    return saved_policy(tmp_path_factory.mktemp("policy"), ENDS)
 
 
 @pytest.fixture(autouse=True)
