@@ -8,7 +8,7 @@ SEED ?= 0
 .PHONY: demo test lint thorough clean
 
 demo: $(VENV)/installed
-	$(BIN)/python -m learners.grpo --env MathTool-v0 --seed $(SEED)
+	$(BIN)/python -m learners.rapo --env MathTool-v0 --seed $(SEED)
 
 test: $(VENV)/installed-testing
 	$(BIN)/pytest $(PYTEST_ARGS)

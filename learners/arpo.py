@@ -20,16 +20,22 @@ Which tokens are shared is known from the rollout tree. Where paper and released
 (``--preset paper`` and ``--preset released`` set all that has an option):
 
 - The paper's threshold is α = τ = 0.5, with which the rule is ΔH > 0 and β makes no difference. The released code throws a
-  coin that comes up with probability α + β ΔH.                                                    --branch-rule coin
+  coin that comes up with probability α + β ΔH, one for each of the Z.                             --branch-rule coin
 - ΔH is divided by V in the paper, which leaves |β ΔH| near 3e-4 for a large vocabulary; by log V in the released code.
                                                                                                    --entropy-norm log-vocab
 - k and Z are not stated; the released code has 20 tokens, one branch.                     --entropy-tokens, --branches
 - The released code looks at the action before the tool result, so that the signal lags one step behind, and compares it
   with the first action of the path itself.                                                        --entropy-of before
+- Entropies are of the whole vocabulary in the paper, of the ten likeliest tokens in the released code; an inference server
+  can tell no more than those (`learners.sampling.entropy`).                      --entropy top-k-sum --entropy-top 10
 - Summed over trajectories, a shared token counts as often as it is shared; "once" divides by that. With "copies", hard and
   soft have the same gradient as long as no ratio is clipped.                                      --shared-weight once
-- Not reproduced: the released code takes entropies of the ten likeliest tokens, never forgets the first batch's H_initial,
-  begins what is left of M one by one, and trains on an end of turn that it wrote itself.
+- The control of the signal: branches as often as one likes whatever the entropies, all else being equal; the rate to
+  compare with is the other run's metric branch/turn_*.                           --branch-rule random --branch-rate 0.5
+- Where the policy left something in its environment that has no copy (a thread, a socket), the branch ends at once with an
+  environment fault: it is left out of the group, and its slot is not given to another (metric branch/refused).
+- Not reproduced: the released code never forgets the first batch's H_initial, begins what is left of M one by one, and
+  trains on an end of turn that it wrote itself.
 - All that GRPO leaves open is as in `learners.grpo`.
 """
 
@@ -39,19 +45,21 @@ import asyncio
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
+
+import gymnasium as gym
 
 from agent_envs.faults import ForkError
 from learners.grpo import GRPO, GRPOConfig
 from learners.rollout.assembly import Assembly
 from learners.rollout.engine import Group
-from learners.rollout.episode import Episode
+from learners.rollout.episode import Episode, copy_of
 from learners.rollout.tree import RolloutTree
 from learners.run.command import run
-from learners.run.config import UsageError
+from learners.run.config import UsageError, environment_maker
 from learners.sampling.sampler import Noise
 from learners.update.advantages import means_over_sharers
 from learners.update.batch import Credit
@@ -60,6 +68,9 @@ logger = logging.getLogger(__name__)
 
 _ENOUGH = 40
 """Paths of which a rate can be told."""
+
+_RATES = "branch/turn_"
+"""What the shares of paths that would branch are noted under, by turn."""
 
 Entropies = tuple[float, ...]
 """Entropies of the first tokens of an action, in nats."""
@@ -74,23 +85,16 @@ class ARPOConfig(GRPOConfig):
             "paper": (
                 *("--group-size", "16", "--initial-rollouts", "8", "--branches", "1", "--entropy-tokens", "20"),
                 *("--branch-rule", "threshold", "--alpha", "0.5", "--beta", "0.2", "--tau", "0.5"),
-                *("--entropy-of", "after", "--entropy-norm", "vocab", "--advantage", "soft", "--shared-weight", "copies"),
+                *("--entropy", "full", "--entropy-of", "after", "--entropy-norm", "vocab"),
+                *("--advantage", "soft", "--shared-weight", "copies"),
                 *("--surrogate", "clip", "--clip-low", "0.2", "--clip-high", "0.2", "--average", "sequence-mean"),
                 *("--kl-coefficient", "0", "--schedule", "constant"),
             ),
             "released": (
                 *("--group-size", "16", "--initial-rollouts", "8", "--branches", "1", "--entropy-tokens", "20"),
                 *("--branch-rule", "coin", "--alpha", "0.5", "--beta", "0.2"),
-                *(
-                    "--entropy-of",
-                    "before",
-                    "--entropy-norm",
-                    "log-vocab",
-                    "--advantage",
-                    "soft",
-                    "--shared-weight",
-                    "copies",
-                ),
+                *("--entropy", "top-k-sum", "--entropy-top", "10", "--entropy-of", "before"),
+                *("--entropy-norm", "log-vocab", "--advantage", "soft", "--shared-weight", "copies"),
                 *("--surrogate", "dual-clip", "--clip-low", "0.2", "--clip-high", "0.2", "--average", "token-mean"),
                 *("--kl-coefficient", "0", "--schedule", "constant"),
             ),
@@ -100,10 +104,13 @@ class ARPOConfig(GRPOConfig):
     """Options all at once: as the paper has them, or its released code; what is written out goes before it."""
     group_size: int = 16
     """Trajectories a task (M)."""
-    initial_rollouts: int = 8
-    """How many of them begin at the question (N)."""
-    branch_rule: Literal["threshold", "coin"] = "threshold"
-    """threshold: branch where P exceeds tau (paper); coin: branch with probability P (released code)."""
+    initial_rollouts: int = 0
+    """How many of them begin at the question (N). 0: half of them."""
+    branch_rule: Literal["threshold", "coin", "random"] = "threshold"
+    """threshold: branch where P exceeds tau (paper); coin: branch with probability P (released code); random: branch at the
+    --branch-rate, whatever the entropies."""
+    branch_rate: float = 0.5
+    """Probability of a branch under the random rule."""
     alpha: float = 0.5
     """P where the entropy has not changed."""
     beta: float = 0.2
@@ -124,6 +131,9 @@ class ARPOConfig(GRPOConfig):
     """Advantage of shared tokens."""
     shared_weight: Literal["copies", "once"] = "copies"
     """How often a shared token counts: once for each trajectory that contains it, or once."""
+
+    def unset(self) -> dict[str, float]:
+        return {**super().unset(), "initial_rollouts": (self.group_size + 1) // 2}
 
 
 def change_of_entropy(now: Sequence[float], initial: Sequence[float], scale: float) -> float:
@@ -159,24 +169,25 @@ class ARPO(GRPO):
         for name in ("entropy_tokens", "branches"):
             if getattr(config, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
+        if not 0.0 <= config.branch_rate <= 1.0:
+            raise UsageError(f"--branch-rate must be from 0 to 1, not {config.branch_rate}")
+        if config.branch == "fork" and config.initial_rollouts < config.group_size:
+            _refuse_without_copies(environment_maker(config, config.train_split), config.seed)
+
+    def branching(self, group: Group) -> Branching:
+        """What plays a group."""
+        return Branching(self.config, group)
 
     async def explore(self, group: Group) -> RolloutTree:
         try:
-            await _Branching(self.config, group).play()
+            await self.branching(group).play()
         except ExceptionGroup as several:  # what a path met; the others were cancelled for it
-            first = several.exceptions[0]
-            if not isinstance(first, ForkError):
-                raise first from None
-            if self.config.branch == "replay":
-                raise UsageError(f"--branch replay cannot make a branch: {first}") from None
-            raise UsageError(
-                f"the environment cannot be copied to branch: {first}; --branch replay plays the actions of a path again in "
-                "another environment, if they give the same results there"
-            ) from None
+            raise several.exceptions[0] from None
         return group.tree
 
     def credit(self, trees: Sequence[RolloutTree]) -> Credit:
-        _warn_of_branch_rates(trees)
+        if self.config.branch_rule != "random":
+            _warn_of_branch_rates(trees)
         credit = super().credit(trees)
         config = self.config
         if (config.advantage, config.shared_weight) == ("soft", "copies"):
@@ -191,20 +202,25 @@ class ARPO(GRPO):
         return credit
 
 
-class _Branching:
+class Branching:
     """One group's rollout: its paths, where they branch, and how many branches are left."""
 
     def __init__(self, config: ARPOConfig, group: Group) -> None:
         self._config, self._group = config, group
-        self._left = config.group_size - config.initial_rollouts
+        self._left = self._next = 0  # branches, and the place of the next trajectory from the question
         self._assembly = Assembly(self._judge)
         self._scale = float(group.vocabulary) if config.entropy_norm == "vocab" else math.log(group.vocabulary)
 
     async def play(self) -> None:
-        initial = self._config.initial_rollouts
-        self._assembly.join(initial)
+        """Plays all of the group."""
+        await self._play_from(0, self._config.initial_rollouts)
+
+    async def _play_from(self, first: int, initial: int) -> None:
+        """Plays the trajectories from place ``first`` on, ``initial`` of the whole group from the question."""
+        self._left, self._next = self._config.group_size - initial, initial
+        self._assembly.join(initial - first)
         async with asyncio.TaskGroup() as self._tasks:
-            for index in range(initial):
+            for index in range(first, initial):
                 self._tasks.create_task(self._play_path(self._group.episode(index), ()))
 
     async def _play_path(self, episode: Episode, initial: Entropies) -> None:
@@ -231,7 +247,8 @@ class _Branching:
                 now = entropies if config.entropy_of == "after" else before
                 branches = await self._assembly.report(episode, change_of_entropy(now, initial, self._scale))
                 for branch in branches:
-                    await branch.copy_environment(self._group.spare() if config.branch == "replay" else None)
+                    copied = await branch.copy_environment(self._group.spare() if config.branch == "replay" else None)
+                    self._group.tree.notes.append(("branch/refused", float(not copied)))
                     self._tasks.create_task(self._play_path(branch, initial))
             elif not initial or config.entropy_of == "before":
                 initial = entropies
@@ -243,14 +260,14 @@ class _Branching:
 
     def _play_fresh(self) -> None:
         """Begins what is left at the question; at once, so that no sampler goes on between the last path's end and these."""
-        for index in range(self._config.initial_rollouts, self._config.initial_rollouts + self._left):
+        for index in range(self._next, self._next + self._left):
             self._tasks.create_task(self._group.episode(index).play())
 
     def _judge(self, reports: Sequence[tuple[Episode, float]]) -> list[list[Episode]]:
         """Decides which paths branch, and makes the branches."""
         wishes = [self._wish(episode, change) for episode, change in reports]
         self._group.tree.notes += [
-            (f"branch/turn_{len(episode.leaf.turns)}", float(wish > 0))
+            (f"{_RATES}{len(episode.leaf.turns)}", float(wish > 0))
             for (episode, _), wish in zip(reports, wishes, strict=True)
         ]
         granted = grants(wishes, self._left)
@@ -262,15 +279,35 @@ class _Branching:
         ]
 
     def _wish(self, episode: Episode, change: float) -> int:
-        """How many branches a path should have (equation 3)."""
+        """How many branches a path should have."""
         config = self._config
-        probability = config.alpha + config.beta * change
         if config.branch_rule == "threshold":
-            branches = probability > config.tau
+            return config.branches if self._probability(episode, change) > config.tau else 0
+        place = (*self._group.place, *episode.leaf.path, len(episode.leaf.turns))
+        if config.branch_rule == "coin":
+            coin, chance = Noise(config.seed, (*place, -1)), self._probability(episode, change)
         else:
-            place = (*self._group.place, *episode.leaf.path, len(episode.leaf.turns))
-            branches = Noise(config.seed, (*place, -1)).at(0) < probability  # no stream's path ends in -1
-        return config.branches if branches else 0
+            coin, chance = Noise(config.seed, (*place, -2)), config.branch_rate
+        return sum(coin.at(number) < chance for number in range(config.branches))  # no stream's path ends below 0
+
+    def _probability(self, episode: Episode, change: float) -> float:
+        """P of equation 3, given ΔH."""
+        return self._config.alpha + self._config.beta * change
+
+
+def _refuse_without_copies(make_env: Callable[[], gym.Env[Any, Any]], seed: int) -> None:
+    """Raises `UsageError` for an environment that has no copy, whatever is done in it."""
+    environment = make_env()
+    try:
+        environment.reset(seed=seed)
+        copy_of(environment).close()
+    except ForkError as refusal:
+        raise UsageError(
+            f"the environment cannot be copied to branch: {refusal}; --branch replay plays the actions of a path again in "
+            "another environment, if they give the same results there"
+        ) from None
+    finally:
+        environment.close()
 
 
 def _warn_of_branch_rates(trees: Sequence[RolloutTree]) -> None:
@@ -278,7 +315,8 @@ def _warn_of_branch_rates(trees: Sequence[RolloutTree]) -> None:
     wishes: defaultdict[str, list[float]] = defaultdict(list)
     for tree in trees:
         for name, wish in tree.notes:
-            wishes[name].append(wish)
+            if name.startswith(_RATES):
+                wishes[name].append(wish)
     for name, values in sorted(wishes.items()):
         rate = math.fsum(values) / len(values)
         if len(values) >= _ENOUGH and not 0.05 <= rate <= 0.95:

@@ -29,7 +29,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 from rich.console import Console
@@ -39,7 +39,7 @@ from learners.rollout.engine import Start, independent
 from learners.rollout.tree import RolloutTree
 from learners.run.collection import CollectionFile
 from learners.run.command import answering, parse_as, value_of
-from learners.run.config import PLAY_POSITIVE, PlayConfig, UsageError, check_least, environment_maker
+from learners.run.config import PLAY_POSITIVE, PlayConfig, UsageError, check_least, environment_maker, learner_name
 from learners.run.drawing import Choice, Chosen, choose
 from learners.run.folder import sole_writer
 from learners.run.oracle import OraclePlayer
@@ -47,6 +47,8 @@ from learners.run.players import TooManyFaults, open_engine, open_policy, open_s
 from learners.run.policy import is_deterministic
 from learners.run.tally import Tally, TallyProgress
 from tracebank.trajectory import Trajectory, TrajectoryError
+
+C = TypeVar("C", bound="CollectConfig")
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,23 @@ class CollectConfig(PlayConfig):
 
 
 def collect(config: CollectConfig, console: Console | None = None) -> Tally:
-    """Collects, from the configuration to the closing table.
+    """Collects, from the configuration to the closing table; see `gather`, which does all but telling."""
+    console = console if console is not None else Console()
+    begun = time.monotonic()
+    tally = gather(config, console)
+    console.print(tally.table(seconds=time.monotonic() - begun))
+    path = Path(config.output)
+    told = [str(path), "", f"next: python -m tracebank build --trajectories {shlex.quote(str(path))} --output bank/"]
+    console.print("\n".join(told), markup=False, highlight=False, soft_wrap=True)
+    return tally
+
+
+def gather(config: CollectConfig, console: Console) -> Tally:
+    """Plays what is missing of a collection and writes it down.
 
     Args:
         config: What is to be collected.
-        console: Where progress and the table go; default: standard output.
+        console: Where progress goes.
 
     Returns:
         What the file holds.
@@ -99,9 +113,7 @@ def collect(config: CollectConfig, console: Console | None = None) -> Tally:
         TooManyFaults: More than ``max_fault_share`` of the latest trajectories ended in environment faults.
         KeyboardInterrupt: The user's; its message says how to go on.
     """
-    console = console if console is not None else Console()
     _check(config)
-    begun = time.monotonic()
     path = Path(config.output)
     _refuse_what_is_there(config)
     make_env = environment_maker(config, config.split)
@@ -120,13 +132,9 @@ def collect(config: CollectConfig, console: Console | None = None) -> Tally:
             _refuse_what_is_there(config)  # by now
             if not config.resume:
                 config.save(_config_path(path))
-            tally = _fill(config, choice, player, CollectionFile(path), console)
+            return _fill(config, choice, player, CollectionFile(path), console)
     finally:
         player.close()
-    console.print(tally.table(seconds=time.monotonic() - begun))
-    told = [str(path), "", f"next: python -m tracebank build --trajectories {shlex.quote(str(path))} --output bank/"]
-    console.print("\n".join(told), markup=False, highlight=False, soft_wrap=True)
-    return tally
 
 
 def _check(config: CollectConfig) -> None:
@@ -195,9 +203,9 @@ def _fill(config: CollectConfig, choice: Choice, player: _Policy | _Oracle, file
         try:
             asyncio.run(_play(config, choice, due, player, file, tally, progress))
         except TooManyFaults as problem:
-            raise TooManyFaults(f"{problem}; {_how_to_go_on(tally, choice, file.path)}") from None
+            raise TooManyFaults(f"{problem}; {_how_to_go_on(config, tally, choice)}") from None
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_how_to_go_on(tally, choice, file.path)) from None
+            raise KeyboardInterrupt(_how_to_go_on(config, tally, choice)) from None
     file.put_in_order()
     return tally
 
@@ -239,35 +247,46 @@ def _is_complete(config: CollectConfig, task: Chosen | None, group: Sequence[Tra
     return whole and not any(record.fault for record in group)
 
 
-def _how_to_go_on(tally: Tally, choice: Choice, path: Path) -> str:
-    command = f"python -m learners.collect --output {shlex.quote(str(path))} --resume"
-    return f"{tally.groups} of {len(choice.tasks)} tasks are in {path}; go on by: {command}"
+def _how_to_go_on(config: CollectConfig, tally: Tally, choice: Choice) -> str:
+    command = f"python -m learners.{learner_name(type(config))} --output {shlex.quote(config.output)} --resume"
+    return f"{tally.groups} of {len(choice.tasks)} tasks are in {config.output}; go on by: {command}"
 
 
 def _config_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.config.yaml")
 
 
-def parse(arguments: Sequence[str]) -> CollectConfig:
+def parse(config_class: type[C], arguments: Sequence[str], description: str) -> C:
     """The configuration that a command line means; with ``--resume`` its defaults are those that the file began with."""
-    description = __doc__.partition("\n")[0]
     if "--resume" not in arguments:
-        return parse_as(CollectConfig, arguments, description)
-    path = Path(value_of("--output", arguments) or CollectConfig.output)
+        return parse_as(config_class, arguments, description)
+    path = Path(value_of("--output", arguments) or config_class.output)
     if not _config_path(path).is_file():
         raise UsageError(f"--resume: there is no collection {path} (expected its {_config_path(path)})")
-    saved = dataclasses.replace(CollectConfig.load(_config_path(path)), output=str(path))
+    saved = dataclasses.replace(config_class.load(_config_path(path)), output=str(path))
     free = ("resume", "max_fault_share")
-    return parse_as(CollectConfig, arguments, description, saved, begun=str(path), free=free)
+    return parse_as(config_class, arguments, description, saved, begun=str(path), free=free)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(config_class: type[C], command: Callable[[C], object], description: str, argv: Sequence[str] | None = None) -> None:
+    """Parses a command line and does what it asks for, with one line and an exit code for what goes wrong.
+
+    Args:
+        config_class: The command's configuration.
+        command: Does it.
+        description: What ``--help`` says first.
+        argv: The arguments; default: the process's.
+    """
     with answering(TrajectoryError, NoOracle, OSError):  # of which a full disk is the likeliest
         try:
-            collect(parse(list(sys.argv[1:] if argv is None else argv)))
+            command(parse(config_class, list(sys.argv[1:] if argv is None else argv), description))
         except KeyboardInterrupt as interruption:
             print(f"interrupted; {interruption}".rstrip("; "), file=sys.stderr)  # noqa: T201  # the command line's own answer
             raise SystemExit(130) from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run(CollectConfig, collect, __doc__.partition("\n")[0], argv)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ Where this differs from the paper, by default, and the option that goes back:
 - The learning rate falls to zero over the run; the paper's is constant.                           --schedule constant
 - Returns may be compared without dividing by their standard deviation, as in
   Dr. GRPO (arXiv 2503.20783); the paper divides, and so does this by default.                     --no-scale-by-std
+- A clipped token has no gradient, as in the paper; GPPO (arXiv 2508.07629) leaves it one that
+  the clip bounds.                                                                                 --surrogate preserve
 
 The paper leaves open how the standard deviation is estimated: here it is unbiased (ddof = 1) with ε = 1e-6. A group whose
 returns are all equal has advantage 0.
@@ -28,21 +30,19 @@ returns are all equal has advantage 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import gymnasium as gym
 import torch
 
-from learners.rollout.engine import Group, independent
 from learners.rollout.tree import RolloutTree
 from learners.run.command import run
-from learners.run.config import RunConfig, UsageError
+from learners.run.config import RunConfig
+from learners.run.learner import GroupLearner, returns_of
 from learners.update.advantages import group_advantages
-from learners.update.batch import Credit, Terms
-from learners.update.losses import SURROGATES, TokenLoss, token_weights
+from learners.update.batch import Credit, terms_of
+from learners.update.losses import SURROGATES, TokenLoss
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ class GRPOConfig(RunConfig):
     """How far below 1 the ratio may fall before its gradient stops."""
     clip_high: float = 0.28
     """How far above 1 the ratio may rise."""
-    surrogate: Literal["clip", "dual-clip"] = "clip"
-    """The surrogate; dual-clip bounds the loss of bad tokens as well."""
+    surrogate: Literal["clip", "dual-clip", "preserve", "preserve-high"] = "clip"
+    """The surrogate. dual-clip bounds the loss of bad tokens as well; preserve leaves clipped tokens a bounded gradient
+    (GPPO), preserve-high only those that are clipped high (AEPO)."""
     average: Literal["token-mean", "sequence-mean"] = "token-mean"
     """What the loss is averaged over."""
     scale_by_std: bool = True
@@ -65,42 +66,25 @@ class GRPOConfig(RunConfig):
     """Weight of the KL penalty towards the first policy (β)."""
 
 
-class GRPO:
-    """The four functions; see the module."""
+class GRPO(GroupLearner):
+    """What GRPO adds to independent trajectories: its credit and its surrogate; see the module."""
+
+    config: GRPOConfig
 
     def __init__(self, config: GRPOConfig) -> None:
-        if config.group_size < 2:
-            raise UsageError(
-                f"--group-size must be at least 2, since a group is compared with itself, not {config.group_size}"
-            )
-        self.config = config
-        self.group_size = config.group_size
+        super().__init__(config, config.group_size)
         self.kl_coefficient = config.kl_coefficient
-        self.measure = False
 
-    def prepare(self, folder: Path, make_env: Callable[[], gym.Env[Any, Any]]) -> None:
-        """Needs nothing beside the policy."""
-
-    async def explore(self, group: Group) -> RolloutTree:
-        return await independent(group, self.config.group_size)
-
-    def accept(self, tree: RolloutTree) -> bool:
-        return True
+    def returns(self, tree: RolloutTree) -> torch.Tensor:
+        """What the surviving trajectories of a group are compared by, [S]."""
+        return returns_of(tree)
 
     def credit(self, trees: Sequence[RolloutTree]) -> Credit:
-        credit: Credit = []
-        for tree in trees:
-            leaves = tree.survivors()
-            advantages = group_advantages(
-                torch.tensor([leaf.reward for leaf in leaves]), scale_by_std=self.config.scale_by_std
-            )
-            terms = []
-            for leaf, advantage in zip(leaves, advantages.tolist(), strict=True):
-                tokens = tree.tokens(leaf)
-                weight = float(token_weights([int(tokens.policy.sum())], self.config.average)[0])
-                terms.append(Terms.constant(tokens, advantage=advantage, weight=weight))
-            credit.append(terms)
-        return credit
+        config = self.config
+        return [
+            terms_of(tree, group_advantages(self.returns(tree), scale_by_std=config.scale_by_std), config.average)
+            for tree in trees
+        ]
 
     def surrogate(self, log_ratio: torch.Tensor, advantage: torch.Tensor, ratio_scale: torch.Tensor) -> TokenLoss:
         return SURROGATES[self.config.surrogate](

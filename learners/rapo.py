@@ -26,15 +26,22 @@ Evaluation retrieves nothing. Where paper and released code differ, or the paper
   for oneself (in other words here).                                                               --retrieved best-reward
 - The paper keeps no answer out: its bank is made of the training questions. Here steps of the task that is played and steps
   that ended a trajectory are left out.                                   --no-exclude-task, --no-exclude-final
+- What a block is, the paper says once in its system prompt (here: "system_prompt" in --env-args), the released code in a
+  sentence before each block; here it says nothing.                                                --retrieve-hint inline
 - F: the paper counts the retrieved step in the whole trajectory, the released code the block around it as well, in what
   follows the prompt.                                                       --fret-length block, --sequence-length response
+- H of a step: the paper has the mean over its tokens, here by the trainer's forward pass. The released code sums what its
+  sampler says of the first 20, each the sum over the ten likeliest tokens, and divides by log V.
+                                                               --step-entropy first, --entropy top-k-sum, --entropy-top 10
 - Differences of Z that are mere noise become unit advantages when they are divided by their own deviation; a floor on it
   prevents that.                                                                                   --retrieval-std-floor
 - A retrieval after which the policy wrote nothing is left out of the mean of Z.
-- Entropies are of the full distribution, from the forward pass of the trainer. Not reproduced: the released code sums those
-  of a step's first 20 tokens over the ten likeliest each, and divides by log V.
 - The released code lets 7 of 16 trajectories retrieve where it means 8.                           --hybrid-rollouts 7
 - All that GRPO leaves open is as in `learners.grpo`; the paper's clip is 0.28 on both sides.      --clip-low 0.28
+
+Two controls of the paper: random steps in place of the most alike (section 5.5, ``--noise 1``), and whole trajectories, the
+one whose question is most like this one (section 5.6, ``--retrieve-level trajectory``), put in after the first finished step
+alone, with probability p.
 """
 
 from __future__ import annotations
@@ -42,6 +49,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -52,25 +60,22 @@ from typing import Any, Literal
 import gymnasium as gym
 import torch
 
-from agent_envs.actions import Piece
 from agent_envs.moves import Answer
 from learners.grpo import GRPO, GRPOConfig
 from learners.rollout.engine import Group
-from learners.rollout.episode import Dialect, Episode
+from learners.rollout.episode import Episode
+from learners.rollout.retrieved import retrieved_block, step_pieces
 from learners.rollout.tree import Leaf, RolloutTree
 from learners.run.command import run
-from learners.run.config import UsageError, environment_maker
-from learners.run.oracle_bank import oracle_bank
-from learners.run.policy import is_deterministic
+from learners.run.config import UsageError, check_least, environment_maker
+from learners.run.oracle_bank import check_oracle, oracle_bank
+from learners.run.retrieval import Retriever, check_account, keep_account, open_bank
 from learners.sampling.sampler import Noise
 from learners.update.advantages import group_advantages
 from learners.update.batch import Credit
-from tracebank import BankError, Hit, TraceBank, render_history
+from tracebank import Segment
 
 logger = logging.getLogger(__name__)
-
-ADVICE = "<think> Nothing done elsewhere helps here: reason step by step, without tools, and check the answer. </think>"
-"""What takes the place of a step that earned nothing (released code; the wording is ours)."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class RAPOConfig(GRPOConfig):
             "paper": (
                 *("--group-size", "16", "--hybrid-rollouts", "8", "--retrieve-probability", "0.5"),
                 *("--retrieved", "best-match", "--no-exclude-task", "--no-exclude-final"),
+                *("--retrieve-level", "step", "--noise", "0", "--retrieve-hint", "none", "--step-entropy", "mean"),
                 *("--shaping", "0.05", "--retrieval-weight", "0.2", "--fret-length", "trace", "--sequence-length", "all"),
                 *("--surrogate", "clip", "--clip-low", "0.28", "--clip-high", "0.28", "--average", "sequence-mean"),
                 *("--kl-coefficient", "0", "--schedule", "constant"),
@@ -89,6 +95,8 @@ class RAPOConfig(GRPOConfig):
             "released": (
                 *("--group-size", "16", "--hybrid-rollouts", "7", "--retrieve-probability", "0.5"),
                 *("--retrieved", "best-reward", "--no-exclude-task", "--no-exclude-final"),
+                *("--retrieve-level", "step", "--noise", "0", "--retrieve-hint", "inline", "--step-entropy", "first"),
+                *("--step-entropy-tokens", "20", "--entropy", "top-k-sum", "--entropy-top", "10"),
                 *("--shaping", "0.05", "--retrieval-weight", "0.2", "--fret-length", "block"),
                 *("--sequence-length", "response", "--surrogate", "dual-clip", "--clip-low", "0.2", "--clip-high", "0.28"),
                 *("--average", "token-mean", "--kl-coefficient", "0", "--schedule", "constant"),
@@ -99,14 +107,22 @@ class RAPOConfig(GRPOConfig):
     """Options all at once: as the paper has them, or its released code; what is written out goes before it."""
     group_size: int = 16
     """Trajectories a task (G)."""
+    tasks_per_step: int = 0
+    """Groups in a batch. 0: 8 for the tiny policy, 16 for any other."""
     bank: str | None = None
     """Folder of the bank of steps; default: one made of the environment's oracle, in the run folder."""
-    hybrid_rollouts: int = 8
-    """Trajectories of a group that may retrieve (N_hybrid)."""
+    hybrid_rollouts: int | None = None
+    """Trajectories of a group that may retrieve (N_hybrid); default: half of them."""
     retrieve_probability: float = 0.5
     """Probability of a retrieval after each finished step (p)."""
     retrieved: Literal["best-match", "best-reward"] = "best-match"
     """The most alike step (paper), or the best rewarded of the three most alike (released code)."""
+    retrieve_level: Literal["step", "trajectory"] = "step"
+    """One step at a time, or, as a control, once a whole trajectory."""
+    noise: float = 0.0
+    """Probability that a random step of the bank takes the place of the one that was found; 1 is the control."""
+    retrieve_hint: Literal["none", "inline"] = "none"
+    """Whether a sentence before each block says what it is (released code)."""
     exclude_task: bool = True
     """Leave out steps of the task that is played."""
     exclude_final: bool = True
@@ -115,12 +131,27 @@ class RAPOConfig(GRPOConfig):
     """Weight of the share of retrieved tokens in the ratio (m)."""
     retrieval_weight: float = 0.2
     """Weight of the retrieval advantage (a)."""
+    step_entropy: Literal["mean", "first"] = "mean"
+    """H of a step: the mean over its tokens, by the trainer's forward pass (paper); or the sum over its first ones, by what
+    the sampler says (--entropy), divided by log V (released code)."""
+    step_entropy_tokens: int = 20
+    """How many tokens of a step are the first."""
     retrieval_std_floor: float = 0.0
     """The least standard deviation of the trajectories' Z that is divided by."""
     fret_length: Literal["trace", "block"] = "trace"
     """Tokens that count as retrieved: the step's, or those of the tags around it as well."""
     sequence_length: Literal["all", "response"] = "all"
     """Tokens that they are a share of: all of the trajectory, or those after the prompt."""
+
+    def unset(self) -> dict[str, float]:
+        return {**super().unset(), "tasks_per_step": 8 if self.model == "tiny" else 16}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hybrid_rollouts is None:
+            object.__setattr__(self, "hybrid_rollouts", self.group_size // 2)
+        if self.bank is not None:  # from wherever the run is resumed
+            object.__setattr__(self, "bank", os.path.abspath(Path(self.bank).expanduser()))
 
 
 def retrieval_value(before: float, after: float, eps: float = 1e-6) -> float:
@@ -141,11 +172,14 @@ class RAPO(GRPO):
 
     def __init__(self, config: RAPOConfig) -> None:
         super().__init__(config)
-        if not 0 <= config.hybrid_rollouts <= config.group_size:
+        assert config.hybrid_rollouts is not None  # the configuration's own work
+        self._hybrid = config.hybrid_rollouts
+        if not 0 <= self._hybrid <= config.group_size:
             most = f"the --group-size of {config.group_size}"
-            raise UsageError(f"--hybrid-rollouts must be from 0 to {most}, not {config.hybrid_rollouts}")
-        if not 0.0 <= config.retrieve_probability <= 1.0:
-            raise UsageError(f"--retrieve-probability must be from 0 to 1, not {config.retrieve_probability}")
+            raise UsageError(f"--hybrid-rollouts must be from 0 to {most}, not {self._hybrid}")
+        for name in ("retrieve_probability", "noise"):
+            if not 0.0 <= getattr(config, name) <= 1.0:
+                raise UsageError(f"--{name.replace('_', '-')} must be from 0 to 1, not {getattr(config, name)}")
         if not 0.0 <= config.shaping <= config.clip_high:
             raise UsageError(
                 f"--shaping must be from 0 to the --clip-high of {config.clip_high}, not {config.shaping}: beyond that a "
@@ -153,17 +187,36 @@ class RAPO(GRPO):
             )
         if not config.retrieval_std_floor >= 0.0:
             raise UsageError(f"--retrieval-std-floor must not be negative, but is {config.retrieval_std_floor}")
-        self.measure = config.hybrid_rollouts > 0
-        self._frame = 0  # tokens of the tags around a retrieved step
-        if config.hybrid_rollouts and config.bank is not None:  # now, before a policy is taught and a folder made
-            self._bank = _open_bank(Path(config.bank), environment_maker(config, config.train_split), config)
+        check_least(config, 1, ["step_entropy_tokens"])
+        self.measure = self._hybrid > 0 and config.step_entropy == "mean"
+        self._vocabulary = 0  # number of tokens that the policy chooses from; known once it explores
+        self._step_tokens: dict[int, int] = {}  # of the step in a block, by the hash of the block's token ids
+        self._warned = False
+        self._find_bank()
+
+    def _find_bank(self) -> None:
+        """Opens the bank, or sees that one can be made: now, before a policy is taught and a folder made."""
+        config = self.config
+        if not self._hybrid:
+            return
+        make_env = environment_maker(config, config.train_split)
+        if config.bank is not None:
+            self._retriever = _retriever(Path(config.bank), make_env, config)
+            if config.resume:
+                check_account(Path(config.resume), self._retriever.bank)
+        elif not config.resume:
+            check_oracle(make_env, config)
 
     def prepare(self, folder: Path, make_env: Callable[[], gym.Env[Any, Any]]) -> None:
-        if self.config.hybrid_rollouts and self.config.bank is None:
-            self._bank = _open_bank(oracle_bank(folder / "bank", make_env, self.config), make_env, self.config)
+        if not self._hybrid:
+            return
+        if self.config.bank is None:
+            self._retriever = _retriever(oracle_bank(folder / "bank", make_env, self.config), make_env, self.config)
+        keep_account(folder, self._retriever.bank)
 
     async def explore(self, group: Group) -> RolloutTree:
-        pure = self.config.group_size - self.config.hybrid_rollouts
+        self._vocabulary = group.vocabulary
+        pure = self.config.group_size - self._hybrid
         plays = [group.episode(index).play() for index in range(pure)]
         plays += [self._play_hybrid(group, group.episode(index)) for index in range(pure, self.config.group_size)]
         await asyncio.gather(*plays)
@@ -171,88 +224,109 @@ class RAPO(GRPO):
 
     def credit(self, trees: Sequence[RolloutTree]) -> Credit:
         config, credit = self.config, super().credit(trees)
-        if not config.hybrid_rollouts:
+        if not self._hybrid:
             return credit
+        strongest = 0.0
         for tree, group in zip(trees, credit, strict=True):
             leaves = tree.survivors()
-            values = torch.tensor([trajectory_value(tree, leaf) for leaf in leaves])
+            values = torch.tensor([self._value(tree, leaf) for leaf in leaves])
             retrieval = group_advantages(values, std_floor=config.retrieval_std_floor).tolist()
             for place, (leaf, terms) in enumerate(zip(leaves, group, strict=True)):
+                shaping = config.shaping * self._share(tree, leaf)
+                strongest = max(strongest, shaping)
                 group[place] = replace(
                     terms,
                     advantage=(1.0 + config.retrieval_weight * retrieval[place]) * terms.advantage,
-                    ratio_scale=(1.0 + config.shaping * self._share(tree, leaf)) * terms.ratio_scale,
+                    ratio_scale=(1.0 + shaping) * terms.ratio_scale,
                 )
+        if strongest > config.clip_high / 2 and not self._warned:
+            self._warned = True
+            logger.warning(
+                "retrieved tokens scale ratios by up to %.3f before anything is learned, which takes more than half of what "
+                "--clip-high %g leaves to good trajectories (the metric is retrieval/shaping_max): lower --shaping",
+                1 + strongest,
+                config.clip_high,
+            )
         return credit
 
     async def _play_hybrid(self, group: Group, episode: Episode) -> Leaf:
-        traces: list[str] = []
+        config, traces = self.config, list[str]()
 
         async def between(episode: Episode) -> None:
-            place = (*group.place, *episode.leaf.path, len(episode.leaf.turns))
-            if Noise(self.config.seed, (*place, -1)).at(0) < self.config.retrieve_probability:  # no stream's path ends so
-                trace = await asyncio.to_thread(self._retrieve, group.tree, episode.leaf)
-                if trace is not None and episode.insert(retrieved_block(trace, episode.dialect)):
-                    self._frame = self._frame or episode.tokens_of(retrieved_block("", episode.dialect))
+            turns = episode.leaf.turns
+            if config.retrieve_level == "trajectory" and len(turns) > 1:
+                return
+            chance = Noise(config.seed, (*group.place, *episode.leaf.path, len(turns), -1))  # no stream's path ends so
+            if chance.at(0) < config.retrieve_probability:
+                tree = group.tree
+                trace = await asyncio.to_thread(self._retriever.retrieve, tree.task_id, tree.question, turns, chance)
+                if trace is not None and self._insert(trace, episode):
                     traces.append(trace)
 
         leaf = await episode.play(between)
         if leaf.fault:
             return leaf
-        notes = [("retrieval/count", float(len(traces))), ("retrieval/share", self._share(group.tree, leaf))]
+        share = self._share(group.tree, leaf)
+        notes = [("count", float(len(traces))), ("share", share), ("shaping_max", config.shaping * share)]
         if traces and (answer := _answer(episode)):
             whole = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)")
-            notes.append(("retrieval/answers_copied", float(any(whole.search(trace) for trace in traces))))
-        group.tree.notes += notes
+            notes.append(("answers_copied", float(any(whole.search(trace) for trace in traces))))
+        group.tree.notes += [(f"retrieval/{name}", number) for name, number in notes]
         return leaf
 
-    def _retrieve(self, tree: RolloutTree, leaf: Leaf) -> str | None:
-        """The step that is put into the context, or None where the bank has none (equation 3)."""
-        config = self.config
-        ((*hits,),) = self._bank.query(
-            [render_history(tree.question, leaf.turns)],
-            k=1 if config.retrieved == "best-match" else 3,
-            exclude_task=[[tree.task_id, tree.question]] if config.exclude_task else None,
-            exclude_final=config.exclude_final,
-        )
-        if not hits:
-            return None
-        if config.retrieved == "best-match":
-            return hits[0].value
-        best: Hit = max(hits, key=lambda hit: hit.reward)
-        return best.value if best.reward > 0 else ADVICE
+    def _insert(self, trace: str, episode: Episode) -> bool:
+        """Puts a retrieved step into the sequence; returns whether there was room."""
+        hint = self.config.retrieve_hint == "inline"
+        there_is_room = episode.insert(retrieved_block(trace, episode.dialect, hint=hint))
+        if there_is_room:
+            block = episode.tree.segments[episode.leaf.segment]
+            self._step_tokens[hash(block.ids)] = episode.tokens_of(step_pieces(trace, episode.dialect))
+        return there_is_room
 
     def _share(self, tree: RolloutTree, leaf: Leaf) -> float:
         """F of a trajectory, by the tokens that the options count."""
-        frame = self._frame if self.config.fret_length == "trace" else 0
-        return retrieved_share(tree, leaf, frame=frame, with_prompt=self.config.sequence_length == "all")
+
+        def counted(block: Segment) -> int:
+            return self._step_tokens[hash(block.ids)] if self.config.fret_length == "trace" else len(block.ids)
+
+        return retrieved_share(tree, leaf, counted, with_prompt=self.config.sequence_length == "all")
+
+    def _value(self, tree: RolloutTree, leaf: Leaf) -> float:
+        """Z of a trajectory, by the entropies that the options name."""
+        if self.config.step_entropy == "mean":
+            return trajectory_value(tree, leaf, tree.measured[leaf.path], lambda own: float(own.mean()))
+        count, vocabulary = self.config.step_entropy_tokens, self._vocabulary
+        return trajectory_value(tree, leaf, tree.tokens(leaf).entropies, lambda own: first_entropy(own, count, vocabulary))
 
 
-def retrieved_share(tree: RolloutTree, leaf: Leaf, *, frame: int, with_prompt: bool) -> float:
-    """F of equation 8: the share of retrieved tokens in a trajectory, from 0 to below 1.
+def first_entropy(entropies: torch.Tensor, tokens: int, vocabulary: int) -> float:
+    """H of a step in the released code: the sum over its first tokens, divided by log V; the paper has the mean over all.
+
+    Args:
+        entropies: Of the step's tokens, in nats, [n].
+        tokens: How many of them count.
+        vocabulary: V, 2 or more.
+    """
+    return float(entropies[:tokens].sum()) / math.log(vocabulary)
+
+
+def trajectory_value(
+    tree: RolloutTree, leaf: Leaf, entropies: torch.Tensor, step_entropy: Callable[[torch.Tensor], float]
+) -> float:
+    """Z of a trajectory: the mean over its retrievals that the policy wrote something before and after; 0 without.
 
     Args:
         tree: The group.
         leaf: One of its trajectories.
-        frame: Tokens of each retrieved segment that do not count as retrieved.
-        with_prompt: Whether the prompt is a part of the whole.
+        entropies: Of the trajectory's tokens, [T].
+        step_entropy: H of a step, from the entropies of its tokens, [n].
     """
-    path = tree.path(leaf)
-    retrieved = sum(length - frame for segment, length in path if segment.author == "retrieved")
-    whole = sum(length for segment, length in path if with_prompt or segment.author != "prompt")
-    return retrieved / whole if whole else 0.0
-
-
-def trajectory_value(tree: RolloutTree, leaf: Leaf) -> float:
-    """Z of a trajectory: the mean over its retrievals that the policy wrote something before and after; 0 without."""
-    if not any(segment.author == "retrieved" for segment, _ in tree.path(leaf)):
-        return 0.0
-    entropies = tree.measured[leaf.path]
     steps: list[tuple[str, float]] = []
     start = 0
     for segment, length in tree.path(leaf):
         if segment.author in ("policy", "retrieved") and length:
-            steps.append((segment.author, float(entropies[start : start + length].mean())))
+            own = segment.author == "policy"
+            steps.append((segment.author, step_entropy(entropies[start : start + length]) if own else 0.0))
         start += length
     values = [
         retrieval_value(steps[at - 1][1], steps[at + 1][1])
@@ -262,38 +336,30 @@ def trajectory_value(tree: RolloutTree, leaf: Leaf) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
-def retrieved_block(trace: str, dialect: Dialect) -> list[Piece]:
-    """A retrieved step as the policy reads it. Of its text only the format's own tags may become control tokens."""
-    spelled = "".join(dialect.format.stop(dialect.tools)) + dialect.format.observe("").text
-    names = "|".join(map(re.escape, {"think", "result", *re.findall(r"</([^<>/]+)>", spelled)}))
-    parts = re.split(rf"(</?(?:{names})>)", trace.replace("</retrieve>", "</ retrieve>"))
-    inner = [Piece(part, trusted=number % 2 == 1) for number, part in enumerate(parts) if part]
-    return [Piece("<retrieve>\n", trusted=True), *inner, Piece("\n</retrieve>\n", trusted=True)]
+def retrieved_share(tree: RolloutTree, leaf: Leaf, counted: Callable[[Segment], int], *, with_prompt: bool) -> float:
+    """F of equation 8: the share of retrieved tokens in a trajectory, from 0 to below 1.
 
-
-def _open_bank(path: Path, make_env: Callable[[], gym.Env[Any, Any]], config: RAPOConfig) -> TraceBank:
-    """Opens the bank that is retrieved from.
-
-    Raises:
-        UsageError: It is not there, cannot be asked, is empty, or was written in another format than the environment's.
+    Args:
+        tree: The group.
+        leaf: One of its trajectories.
+        counted: How many tokens of a retrieved segment count as retrieved.
+        with_prompt: Whether the prompt is a part of the whole.
     """
-    try:
-        bank = TraceBank.open(path, deterministic=is_deterministic(config))
-        _ = bank.embedder  # loaded now
-    except BankError as problem:
-        raise UsageError(f"--bank: {problem}") from None
-    if not len(bank):
-        raise UsageError(f"--bank {path} holds no steps: add some, or choose another bank")
-    environment = make_env()
-    format = Dialect.of(environment).format.name
-    environment.close()
-    if bank.manifest.formats != (format,):
-        named = ", ".join(repr(name) for name in bank.manifest.formats if name) or "none that it names"
-        raise UsageError(
-            f"--bank {path} holds steps of the format {named}, but {config.env} is talked to in {format!r}: build it of "
-            "trajectories in that format alone"
-        )
-    return bank
+    path = tree.path(leaf)
+    retrieved = sum(counted(segment) for segment, _ in path if segment.author == "retrieved")
+    whole = sum(length for segment, length in path if with_prompt or segment.author != "prompt")
+    return retrieved / whole if whole else 0.0
+
+
+def _retriever(path: Path, make_env: Callable[[], gym.Env[Any, Any]], config: RAPOConfig) -> Retriever:
+    return Retriever(
+        open_bank(path, make_env, config),
+        retrieved=config.retrieved,
+        level=config.retrieve_level,
+        noise=config.noise,
+        exclude_task=config.exclude_task,
+        exclude_final=config.exclude_final,
+    )
 
 
 def _answer(episode: Episode) -> str:

@@ -27,9 +27,9 @@ from tracebank.embed import open_embedder
 from tracebank.embed.embedder import Embedder, Vectors
 from tracebank.faults import BankError
 from tracebank.index import FLAT_ROWS, Kind, VectorIndex, kind_for
-from tracebank.nearest import DEFAULT, Filters, Found, Task, Tasks, nearest
+from tracebank.nearest import DEFAULT, Filters, Found, Task, Tasks, nearest, permitted
 from tracebank.sharing import SharedLock
-from tracebank.step import Hit, StepTrace
+from tracebank.step import Hit, StepTrace, follows
 from tracebank.store import Change, IndexKind, Manifest, Problem, Snapshot, Store
 
 logger = logging.getLogger(__name__)
@@ -258,6 +258,40 @@ class TraceBank:
         """As `search`, without reading any text: ids and scores."""
         with self._lock.shared():
             return nearest(self._index, self._snapshot.columns(), self._tasks, vectors, k, filters)
+
+    def draw(self, numbers: Sequence[float], filters: Filters = DEFAULT) -> list[int | None]:
+        """A random step for each number: a control for whoever wants to know what likeness is worth.
+
+        Args:
+            numbers: Uniform in [0, 1), drawn by the caller; the same ones give the same steps.
+            filters: What may come back; every step that they let through is equally likely.
+
+        Returns:
+            Their ids; None where the filters let nothing through.
+
+        Raises:
+            ValueError: ``filters.exclude_task`` has not one entry a number.
+        """
+        with self._lock.shared():
+            rows = permitted(self._snapshot.columns(), self._tasks, len(numbers), filters)
+        return [int(own[int(number * len(own))]) if len(own) else None for own, number in zip(rows, numbers, strict=True)]
+
+    def onward(self, id: int) -> list[StepTrace]:
+        """A step and those that come after it in its trajectory, as far as they were added behind it in their order.
+
+        What follows is known by its key: the history before it is the one before the step, and then the step.
+
+        Raises:
+            IndexError: No such step.
+            BankError: A part of the bank is damaged.
+        """
+        steps = self._snapshot.steps([id])
+        while id + len(steps) < len(self):
+            (next_one,) = self._snapshot.steps([id + len(steps)])
+            if not follows(next_one, steps[-1]):
+                break
+            steps.append(next_one)
+        return steps
 
     def compact(self, *, index: IndexKind | None = None, rebuild: bool = False) -> None:
         """Merges shards, brings every step into the index, and removes what killed processes left. Ids stay as they are.

@@ -149,10 +149,7 @@ def nearest(index: VectorIndex, columns: Columns, tasks: Tasks, vectors: Vectors
     """
     if k < 1:
         raise ValueError(f"k: expected at least 1, found {k}")
-    running = filters.exclude_task
-    if running is not None and len(running) != len(vectors):
-        raise ValueError(f"exclude_task: expected one entry for each of the {len(vectors)} queries, found {len(running)}")
-    sieve = _Sieve(columns, filters, [tasks.of(task) for task in running] if running is not None else None)
+    sieve = _sieve(columns, tasks, len(vectors), filters)
     found: list[Found | None] = [None] * len(vectors)
     pending, fetch = np.arange(len(vectors)), max(_FETCH, 4 * k)
     while len(pending) and fetch < max(index.rows // _ENOUGH, _FETCH * _GROWTH):
@@ -165,6 +162,30 @@ def nearest(index: VectorIndex, columns: Columns, tasks: Tasks, vectors: Vectors
     for number in pending.tolist():  # the filters leave so little that looking at everything is cheaper
         found[number] = sieve.best(_everything(index.scores(vectors[number])), np.array([number]), k)[0]
     return [answer for answer in found if answer is not None]
+
+
+def permitted(columns: Columns, tasks: Tasks, queries: int, filters: Filters) -> list[npt.NDArray[np.int64]]:
+    """All rows that the filters let through for each query, in order.
+
+    Args:
+        columns: What the filters look at.
+        tasks: Of these columns.
+        queries: How many.
+        filters: What may come back.
+
+    Raises:
+        ValueError: ``exclude_task`` has not one entry a query.
+    """
+    rows = np.arange(len(columns.final))
+    sieve = _sieve(columns, tasks, queries, filters)
+    return [rows[sieve.lets_through(rows, np.full(len(rows), query))] for query in range(queries)]
+
+
+def _sieve(columns: Columns, tasks: Tasks, queries: int, filters: Filters) -> _Sieve:
+    running = filters.exclude_task
+    if running is not None and len(running) != queries:
+        raise ValueError(f"exclude_task: expected one entry for each of the {queries} queries, found {len(running)}")
+    return _Sieve(columns, filters, [tasks.of(task) for task in running] if running is not None else None)
 
 
 class _Sieve:
@@ -183,9 +204,7 @@ class _Sieve:
         rows, begins = candidates.rows, candidates.offsets[:-1]
         owner = np.repeat(np.arange(len(queries)), np.diff(candidates.offsets))
         refused = self._refused(rows, queries[owner])
-        kept = np.ones(len(rows), dtype=bool)
-        for mask in refused.values():
-            kept &= ~mask
+        kept = _none_of(refused, len(rows))
         counted = np.concatenate([[0], np.cumsum(kept)])  # how many were kept before a position
         before = counted[begins][owner]
         is_hit = kept & (counted[1:] - before <= k)
@@ -209,6 +228,10 @@ class _Sieve:
             for query in range(len(queries))
         ]
 
+    def lets_through(self, rows: npt.NDArray[np.int64], queries: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which rows may come back, each for the query beside it."""
+        return _none_of(self._refused(rows, queries), len(rows))
+
     def _refused(self, rows: npt.NDArray[np.int64], queries: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.bool_]]:
         """What each filter that was asked for takes out, by its name."""
         columns, filters = self._columns, self._filters
@@ -226,6 +249,14 @@ class _Sieve:
             step = columns.step[rows]
             refused["step"] = (step < filters.steps.start) | (step >= filters.steps.stop)
         return refused
+
+
+def _none_of(masks: dict[str, npt.NDArray[np.bool_]], count: int) -> npt.NDArray[np.bool_]:
+    """Where none of the masks is set."""
+    kept = np.ones(count, dtype=bool)
+    for mask in masks.values():
+        kept &= ~mask
+    return kept
 
 
 def _pairs(numbers: Sequence[Sequence[int]], wide: int) -> npt.NDArray[np.int64]:

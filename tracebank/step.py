@@ -141,6 +141,16 @@ def steps_of(trajectory: Trajectory, source: str | None = None) -> list[StepTrac
     ]
 
 
+def follows(step: StepTrace, other: StepTrace) -> bool:
+    """Whether a step is the one after another in the same trajectory, by its number and the history in its key."""
+    between = "\n" if other.step == 0 else ""
+    return (step.step, step.trajectory, step.key) == (
+        other.step + 1,
+        other.trajectory,
+        f"{other.key}{between}{other.value}",
+    )
+
+
 def normalise_question(question: str) -> str:
     """The text by which two questions are one: case, width of characters and white space make no difference."""
     return " ".join(unicodedata.normalize("NFKC", question).casefold().split())

@@ -101,6 +101,16 @@ class Group:
         return self._lent[-1]
 
     @property
+    def renderer(self) -> Renderer:
+        """Turns texts into the policy's tokens."""
+        return self._engine.renderer
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the environment is talked to."""
+        return self._engine.dialect
+
+    @property
     def vocabulary(self) -> int:
         """Number of tokens that the policy chooses from."""
         return self._engine.sampler.vocabulary

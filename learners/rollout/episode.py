@@ -164,22 +164,29 @@ class Episode:
         twin.leaf, twin.stream = self.leaf.branch(path), self.stream.fork(stream_path, at=self._begun)
         return twin
 
-    async def copy_environment(self, spare: gym.Env[Any, Any] | None = None) -> None:
+    async def copy_environment(self, spare: gym.Env[Any, Any] | None = None) -> bool:
         """Gives an episode that was forked an environment in the state of its parent's; a fault there ends the episode.
 
         Args:
             spare: An environment to play the actions again in; None copies the parent's.
 
-        Raises:
-            ForkError: A tool of the environment cannot be copied, or the actions gave other observations.
+        Returns:
+            False where that state has no copy, such as one with a thread in it, or where the actions gave other
+            observations: a fault of this episode too, and no concern of its parent's.
         """
+        refused = False
         with self._boundary():
-            if spare is None:
-                parents = self.environment
-                self.environment = await self._call(lambda: _copy(parents))
-            else:
-                self.environment = spare
-                await self._call(lambda: self._play_again(spare))
+            try:
+                if spare is None:
+                    parents = self.environment
+                    self.environment = await self._call(lambda: copy_of(parents))
+                else:
+                    self.environment = spare
+                    await self._call(lambda: self._play_again(spare))
+            except ForkError as refusal:
+                refused = True
+                raise EnvironmentFault(str(refusal), component="copy") from refusal
+        return not refused
 
     def _play_again(self, environment: gym.Env[Any, Any]) -> None:
         observation, _ = environment.reset(seed=self.tree.seed, **self._named)
@@ -312,7 +319,12 @@ class Episode:
         self.tree.leaves.append(self.leaf)
 
 
-def _copy(environment: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+def copy_of(environment: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """A copy of an environment in its present state, wrappers included.
+
+    Raises:
+        ForkError: It has none.
+    """
     try:
         return copy.deepcopy(environment)
     except (TypeError, copy.Error) as problem:  # such as "cannot pickle '_thread.lock' object"

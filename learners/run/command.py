@@ -22,6 +22,7 @@ from learners.run.checkpoint import CheckpointError
 from learners.run.config import PlayConfig, RunConfig, UsageError
 from learners.run.players import TooManyFaults
 from learners.run.trainer import Learner, train
+from tracebank import BankError
 
 R = TypeVar("R", bound=RunConfig)
 C = TypeVar("C", bound=PlayConfig)
@@ -51,7 +52,7 @@ def answering(*also: type[Exception]) -> Iterator[None]:
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     transformers.utils.logging.disable_progress_bar()  # the report has its own
-    told: tuple[type[Exception], ...] = (UsageError, TooManyFaults, EnvironmentFault, CheckpointError, *also)
+    told: tuple[type[Exception], ...] = (UsageError, TooManyFaults, EnvironmentFault, CheckpointError, BankError, *also)
     try:
         yield
     except told as problem:

@@ -12,6 +12,7 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from gymnasium.envs.registration import load_env_creator
 
 import agent_envs
 from agent_envs.registration import env_arguments, full_id
+from learners.sampling.entropy import EntropyKind
 
 
 class UsageError(ValueError):
@@ -61,6 +63,11 @@ class PlayConfig:
 
     sampler: Literal["auto", "transformers"] = "auto"
     """What samples: transformers (in process). auto takes the strongest that works."""
+    entropy: EntropyKind = "full"
+    """What the sampler's entropies are: of the whole vocabulary, the middle of what the likeliest tokens leave possible,
+    those tokens' part of the sum (the papers' released codes), or the sampled token's surprisal."""
+    entropy_top: int = 20
+    """How many of the likeliest tokens top-k and top-k-sum look at."""
     device: str = "auto"
     """Device of the policy: auto, cpu, cuda."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -104,7 +111,8 @@ class PlayConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UsageError(f"{path} has options that this version does not know: {', '.join(unknown)}")
-        return cls(**values)
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**(values | lists))
 
 
 @dataclass(frozen=True)
@@ -137,8 +145,8 @@ class RunConfig(PlayConfig):
     """Weight decay of AdamW."""
     epochs: int = 1
     """Passes over a batch."""
-    minibatch_groups: int = 4
-    """Groups an optimiser step; 0: the whole batch."""
+    minibatch_groups: int | None = None
+    """Groups an optimiser step; 0: the whole batch. Default: 4, or the whole batch where that is less."""
     micro_tokens: int = 4096
     """Padded tokens in one forward and backward pass; changes memory, not results."""
     max_grad_norm: float = 1.0
@@ -155,13 +163,19 @@ class RunConfig(PlayConfig):
     checkpoint_every: int = 5
     """Steps between checkpoints; there is always one at the end."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.minibatch_groups is None:
+            object.__setattr__(self, "minibatch_groups", min(4, self.tasks_per_step))
+
     def unset(self) -> dict[str, float]:
         return {**super().unset(), "learning_rate": 3e-4 if self.model == "tiny" else 1e-6}
 
 
 def learner_name(config_class: type[PlayConfig]) -> str:
-    """The name of the learner or command that a configuration belongs to, such as ``grpo``."""
-    return config_class.__name__.removesuffix("Config").lower()
+    """The name of the learner or command that a configuration belongs to: ``grpo`` of GRPOConfig, ``leave_one_out`` of
+    LeaveOneOutConfig."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", config_class.__name__.removesuffix("Config")).lower()
 
 
 def environment_maker(config: PlayConfig, split: str) -> Callable[[], gym.Env[Any, Any]]:
@@ -222,13 +236,13 @@ def check(config: RunConfig) -> None:
     check_least(config, 0, ("minibatch_groups", "warmup_steps", "eval_every", "seed", "learning_rate"))
     if not config.temperature > 0:
         raise UsageError(f"--temperature must be above 0 to explore, not {config.temperature}")
-    if config.minibatch_groups > config.tasks_per_step:
+    if config.minibatch_groups and config.minibatch_groups > config.tasks_per_step:
         raise UsageError(
             f"--minibatch-groups {config.minibatch_groups} is more than the {config.tasks_per_step} groups of a batch"
         )
 
 
-PLAY_POSITIVE = ("turn_tokens", "total_tokens", "concurrency", "threads")
+PLAY_POSITIVE = ("turn_tokens", "total_tokens", "concurrency", "threads", "entropy_top")
 """The options of `PlayConfig` that must be at least 1."""
 
 

@@ -16,18 +16,21 @@ def rollout_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
         ``reward``, ``success``, ``tool_calls`` and ``turns`` an episode; ``environment_faults``, the share of trajectories
         that one ended; ``tokens/policy`` and ``tokens/total`` a trajectory; ``entropy_sampled`` in nats a token of the
         policy; ``stop/...``, the share that ended so; ``policy_faults/...`` an episode; ``score/...``, parts of the return;
-        ``tool_calls_executed``, the calls of all trajectories, those that branches share counted once; the means of what the
-        learner noted.
+        ``trajectories``, how many there are; ``tool_calls_executed`` and ``tokens_generated``, the calls and the policy's
+        tokens of all of them together, what branches share counted once; of what the learner
+        noted the means, or the largest where the name ends in ``_max``.
     """
     everyone = [leaf for tree in trees for leaf in tree.leaves]
     rows = [(tree, leaf) for tree in trees for leaf in tree.survivors()]
     if not rows:
         return {"environment_faults": 1.0}
     metrics = {
+        "trajectories": float(len(rows)),
         "reward": _mean(leaf.reward for _, leaf in rows),
         "success": _mean(leaf.success for _, leaf in rows),
         "tool_calls": _mean(leaf.tool_calls for _, leaf in rows),
         "tool_calls_executed": float(sum(leaf.tool_calls - leaf.inherited_calls for leaf in everyone)),
+        "tokens_generated": float(sum(len(s.ids) for tree in trees for s in tree.segments if s.author == "policy")),
         "turns": _mean(len(leaf.turns) for _, leaf in rows),
         "environment_faults": 1 - len(rows) / len(everyone),
     }
@@ -42,7 +45,8 @@ def rollout_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
         metrics[f"policy_faults/{fault}"] = _mean(leaf.policy_faults.count(fault) for _, leaf in rows)
     noted = [note for tree in trees for note in tree.notes]
     for name in sorted({name for name, _ in noted}):
-        metrics[name] = _mean(value for own, value in noted if own == name)
+        values = [value for own, value in noted if own == name]
+        metrics[name] = max(values) if name.endswith("_max") else _mean(values)
     for part in sorted({part for _, leaf in rows for part in leaf.score}):
         metrics[f"score/{part}"] = _mean(leaf.score.get(part, 0.0) for _, leaf in rows)
     return metrics

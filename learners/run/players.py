@@ -75,7 +75,13 @@ def open_sampler(config: PlayConfig, policy: Policy) -> Sampler:
     """What samples from the policy."""
     model, tokenizer = policy.model, policy.tokenizer
     return TransformersSampler(
-        model, tokenizer, seed=config.seed, eos=end_ids(model, tokenizer), deterministic=is_deterministic(config)
+        model,
+        tokenizer,
+        seed=config.seed,
+        eos=end_ids(model, tokenizer),
+        deterministic=is_deterministic(config),
+        entropy=config.entropy,
+        entropy_top=config.entropy_top,
     )
 
 

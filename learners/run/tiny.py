@@ -6,8 +6,8 @@ and so the pieces that its tasks are largely made of; its chat template leaves t
 reads no instructions.
 
 It is taught by a short supervised warm start with a seed of its own: first on episodes of the environment's oracle, then on
-a mix in which most episodes hold a mistake (`learners.run.teacher`), so that something is left to learn. The result is
-cached under a hash of all that goes into it.
+a mix in which most episodes hold a mistake, so that something is left to learn, and some a step of another episode, so that
+it can read one (`learners.run.teacher`). The result is cached under a hash of all that goes into it.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Recipe:
         clean_episodes, clean_steps: Episodes of the oracle, and optimiser steps on them.
         mixed_episodes, mixed_steps: The same for the second part.
         spoilt_share: Share of the second part's episodes that hold a mistake.
+        retrieved_share: Share of the second part's steps after which a step of another episode is read.
         batch_size: Episodes an optimiser step.
         learning_rate, matrix_learning_rate: Peak learning rates of the first part, of AdamW for embeddings and norms and of
             Muon for the matrices between them; the second part has a third of both.
@@ -90,6 +91,7 @@ class Recipe:
     mixed_episodes: int = 1024
     mixed_steps: int = 100
     spoilt_share: float = 0.6
+    retrieved_share: float = 0.5
     batch_size: int = 24
     learning_rate: float = 8e-3
     matrix_learning_rate: float = 2e-2
@@ -106,7 +108,7 @@ def tiny_tokenizer(vocabulary: Sequence[str] = (), tags: Sequence[str] = TAGS) -
     """
     pairs = [(first, second) for first in "0123456789" for second in "0123456789"]
     words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(first + second for first, second in pairs)]
-    words += [_byte_level(text) for text in vocabulary]
+    words = [*dict.fromkeys([*words, *map(_byte_level, vocabulary)])]
     tokenizer = Tokenizer(
         models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=pairs, ignore_merges=bool(vocabulary))
     )
@@ -272,6 +274,7 @@ def _pieces_of_calls(tools: Sequence[Tool]) -> tuple[str, ...]:
 
 def _fingerprint(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: Teacher) -> str:
     """A hash of all that the weights depend on: this code, the teacher's and his episodes, the libraries, the recipe."""
+    probe = teacher.episodes(16, spoilt_share=0.5, stage="fingerprint", retrieved_share=0.5)
     parts = (
         *(inspect.getsource(sys.modules[module]) for module in (__name__, Teacher.__module__)),
         torch.__version__,
@@ -279,7 +282,7 @@ def _fingerprint(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: Te
         str(torch.get_num_threads()),
         json.dumps(asdict(recipe)),
         tokenizer.backend_tokenizer.to_str(),
-        json.dumps([list(example.ids) for example in teacher.episodes(16, spoilt_share=0.5, stage="fingerprint")]),
+        json.dumps([list(example.ids) for example in probe]),
     )
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
 
@@ -288,18 +291,18 @@ def _teach(model: PreTrainedModel, teacher: Teacher, recipe: Recipe, progress: C
     """The warm start."""
     model.train()
     parts = (
-        ("clean", recipe.clean_episodes, 0.0, recipe.clean_steps, 1.0),
-        ("mixed", recipe.mixed_episodes, recipe.spoilt_share, recipe.mixed_steps, 1 / 3),
+        ("clean", recipe.clean_episodes, 0.0, 0.0, recipe.clean_steps, 1.0),
+        ("mixed", recipe.mixed_episodes, recipe.spoilt_share, recipe.retrieved_share, recipe.mixed_steps, 1 / 3),
     )
     total = recipe.clean_steps + recipe.mixed_steps
     begun = 0
-    for stage, count, spoilt_share, steps, share_of_rate in parts:
+    for stage, count, spoilt_share, retrieved_share, steps, share_of_rate in parts:
         progress(f"{stage} episodes", begun, total)
-        examples = teacher.episodes(count, spoilt_share=spoilt_share, stage=stage)
+        examples = teacher.episodes(count, spoilt_share=spoilt_share, stage=stage, retrieved_share=retrieved_share)
         fit(
             model,
             examples,
-            optimizers=_optimizers(model, recipe, share_of_rate),
+            optimizers=optimizers(model, recipe, share_of_rate),
             steps=steps,
             batch_size=recipe.batch_size,
             rng=np.random.default_rng([recipe.seed, begun]),
@@ -311,7 +314,7 @@ def _teach(model: PreTrainedModel, teacher: Teacher, recipe: Recipe, progress: C
     model.eval()
 
 
-def _optimizers(model: PreTrainedModel, recipe: Recipe, share_of_rate: float) -> list[torch.optim.Optimizer]:
+def optimizers(model: PreTrainedModel, recipe: Recipe, share_of_rate: float) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the matrices, which learns to copy in half of AdamW's steps; AdamW for the rest."""
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -56,11 +56,13 @@ class Learner(Protocol):
         group_size: The most trajectories of one task that `explore` has live at once.
         kl_coefficient: Weight of the KL penalty towards the policy that the run began with; 0 for none.
         measure: Whether `credit` reads entropies of the trainer's own forward pass (`RolloutTree.measured`).
+        ratio_to: Whose log-probabilities ratios are taken to; see `UpdateSettings`.
     """
 
     group_size: int
     kl_coefficient: float
     measure: bool
+    ratio_to: Literal["trainer", "sampler"]
 
     @property
     def config(self) -> RunConfig:
@@ -164,7 +166,7 @@ class _Run:
         config, begun = self._config, time.monotonic()
         trees, played = await self._play_batch()
         metrics = rollout_metrics(played)
-        metrics["groups"] = float(len(trees))
+        metrics["groups"], metrics["refused"] = float(len(trees)), float(len(played) - len(trees))
         rolled_out = time.monotonic()
         if trees:
             rate = _learning_rate(config, self._step)
@@ -229,11 +231,12 @@ class _Run:
         config = self._config
         return UpdateSettings(
             epochs=config.epochs,
-            minibatch_groups=config.minibatch_groups,
+            minibatch_groups=config.minibatch_groups or 0,
             micro_tokens=config.micro_tokens,
             max_grad_norm=config.max_grad_norm,
             temperature=config.temperature,
             kl_coefficient=self._learner.kl_coefficient,
+            ratio_to=self._learner.ratio_to,
         )
 
     def _measure(self, trees: Sequence[RolloutTree]) -> None:

@@ -26,11 +26,10 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
+from learners.sampling.entropy import EntropyKind
+
 StopReason = Literal["stop", "eos", "length"]
 """Why decoding ended: a stop string, the end-of-turn token, or the token limit."""
-
-EntropyKind = Literal["full", "top-k", "surprisal"]
-"""What a sampler's entropies are: over the whole vocabulary, over the top k, or the sampled token's own surprisal."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Continuation:
     Args:
         ids: Token ids, [n], exactly as sampled: the end-of-turn token and characters after a stop string are kept.
         logprobs: Natural log-probability of each token under the sampling distribution, [n] (at temperature 0: under T = 1).
-        entropies: Entropy in nats of the distribution that each token was drawn from, [n]; see `Sampler.entropy`.
+        entropies: Entropy in nats of the distribution that each token was drawn from, [n], of the kind `Sampler.entropy`.
         text: The decoded ids without the end-of-turn token.
         stop: Why it ended, or None while the policy is still writing.
     """
@@ -106,7 +105,7 @@ class Sampler(Protocol):
     """What turns token ids into continuations.
 
     Attributes:
-        entropy: What the entropies of its continuations are.
+        entropy: What the entropies of its continuations are; see `learners.sampling.entropy`.
         version: The policy version that it samples from.
         vocabulary: Number of tokens that the distributions are over.
     """

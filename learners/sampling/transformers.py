@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from learners.sampling.sampler import Continuation, Decoding, EntropyKind, Noise, StopReason
+from learners.sampling.entropy import EntropyKind, sampled_entropy
+from learners.sampling.sampler import Continuation, Decoding, Noise, StopReason
 from learners.sampling.slots import SlotCache, check_full_attention
 
 _PREFILL_TOKENS = 8192  # padded tokens in one forward pass over prompts and tool results
@@ -32,9 +33,9 @@ class TransformersSampler:
         seed: Seed of the noise.
         eos: Ids that end an assistant turn.
         deterministic: Whether streams join a batch only when every live stream waits for its turn.
+        entropy: What the entropies are, such as those that an inference server can tell.
+        entropy_top: How many of the likeliest tokens they are computed of, where they are not of all.
     """
-
-    entropy: EntropyKind = "full"
 
     def __init__(
         self,
@@ -44,9 +45,12 @@ class TransformersSampler:
         seed: int,
         eos: Sequence[int],
         deterministic: bool = False,
+        entropy: EntropyKind = "full",
+        entropy_top: int = 20,
     ) -> None:
         check_full_attention(model.config)
         self.version = 0
+        self.entropy, self._entropy_top = entropy, entropy_top
         self.vocabulary: int = model.config.vocab_size
         self._model, self._tokenizer = model, tokenizer
         self._seed, self._eos, self._deterministic = seed, frozenset(eos), deterministic
@@ -151,13 +155,13 @@ class TransformersSampler:
         temperatures = torch.tensor([stream.decoding.temperature for stream in batch], device=logits.device)[:, None]
         logprobs = torch.log_softmax(logits.float() / torch.where(temperatures > 0, temperatures, 1.0), dim=-1)
         probabilities = logprobs.exp()
-        entropies = -(probabilities * logprobs.clamp(min=-1e9)).sum(-1)
         uniform = torch.tensor([stream.noise.at(len(stream.ids)) for stream in batch], dtype=torch.float64)
         cumulated = probabilities.double().cumsum(-1)
         drawn = torch.searchsorted(cumulated, uniform.to(logits.device)[:, None] * cumulated[:, -1:], right=True)
         drawn = drawn.clamp(max=logits.shape[-1] - 1)
         chosen = torch.where(temperatures > 0, drawn, logprobs.argmax(-1, keepdim=True))
         chances = logprobs.gather(-1, chosen)[:, 0].tolist()
+        entropies = sampled_entropy(self.entropy, logprobs, chosen[:, 0], self._entropy_top, probabilities=probabilities)
         rows = zip(batch, chosen[:, 0].tolist(), chances, entropies.tolist(), strict=True)
         for stream, token, chance, entropy in rows:
             stream.take(token, chance, entropy, self._ending(stream, token))

@@ -1,7 +1,7 @@
-"""Advantages: how much better a trajectory did than its group.
+"""Advantages: how much better a trajectory did than others, those of its group (the G trajectories of one task) or batch.
 
-Pure functions on the returns of one group, the G trajectories of one task. GRPO is Shao et al. 2024, arXiv 2402.03300;
-Dr. GRPO is Liu et al. 2025, arXiv 2503.20783.
+Pure functions on returns. GRPO is Shao et al. 2024, arXiv 2402.03300; Dr. GRPO is Liu et al. 2025, arXiv 2503.20783;
+REINFORCE++ is Hu et al. 2025, arXiv 2501.03262.
 """
 
 from __future__ import annotations
@@ -39,15 +39,45 @@ def group_advantages(returns: Tensor, *, scale_by_std: bool = True, eps: float =
         >>> group_advantages(torch.tensor([1.0, 1.0, 0.0, 0.0]), scale_by_std=False)
         tensor([ 0.5000,  0.5000, -0.5000, -0.5000])
     """
-    if returns.dim() != 1 or not returns.is_floating_point():
-        found = f"shape {tuple(returns.shape)} and {returns.dtype}"
-        raise ValueError(f"returns: expected the floating point returns of one group, shape (G,), found {found}")
-    if not returns.isfinite().all():
-        raise ValueError(f"returns: expected finite numbers, found {returns.tolist()}: drop faulty trajectories beforehand")
+    _check(returns)
     if returns.numel() < 2 or bool((returns == returns[0]).all()):
         return torch.zeros_like(returns)
     centred = returns - returns.mean()
     return centred / (returns.std(correction=1).clamp(min=std_floor) + eps) if scale_by_std else centred
+
+
+def batch_advantages(returns: Tensor, counts: Tensor, *, scale_by_std: bool = True, eps: float = 1e-6) -> Tensor:
+    """Each return relative to the mean over all tokens of a batch, in units of their standard deviation.
+
+    ``A_i = (r_i - mean) / (std + eps)`` (REINFORCE++), where each token has the return of its trajectory, so that one with n
+    tokens counts n times. The standard deviation is that of the batch itself, divided by the number of tokens.
+
+    Args:
+        returns: Shape (S,), floating point: the return of each trajectory of the batch, less its baseline if it has one.
+        counts: Shape (S,), whole numbers from 0 up: how many tokens the policy wrote in each.
+        scale_by_std: Whether to divide by the standard deviation.
+        eps: Added to the standard deviation.
+
+    Returns:
+        Shape (S,), of the type of ``returns``. Where all tokens have the same return, exactly 0, for the reason that
+        `group_advantages` gives.
+
+    Raises:
+        ValueError: Returns that are not one dimension of finite floating point numbers, or not as many counts.
+
+    Example:
+        >>> batch_advantages(torch.tensor([1.0, 0.0]), torch.tensor([1, 3]), scale_by_std=False)
+        tensor([ 0.7500, -0.2500])
+    """
+    _check(returns)
+    if counts.shape != returns.shape:
+        raise ValueError(f"counts: expected one for each of {len(returns)} returns, found shape {tuple(counts.shape)}")
+    counted = returns[counts > 0]
+    if bool((counted == counted[:1]).all()):  # also where there is none
+        return torch.zeros_like(returns)
+    shares = (counts / counts.sum()).to(returns.dtype)
+    centred = returns - (shares * returns).sum()
+    return centred / ((shares * centred.square()).sum().sqrt() + eps) if scale_by_std else centred
 
 
 def means_over_sharers(values: Sequence[Tensor], numbers: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -74,3 +104,11 @@ def means_over_sharers(values: Sequence[Tensor], numbers: Sequence[Tensor]) -> l
     sharers = zeros.index_add(0, all_numbers, torch.ones_like(flat))
     means = zeros.index_add(0, all_numbers, flat) / sharers.clamp(min=1)
     return [(means[own], sharers[own]) for own in numbers]
+
+
+def _check(returns: Tensor) -> None:
+    if returns.dim() != 1 or not returns.is_floating_point():
+        found = f"shape {tuple(returns.shape)} and {returns.dtype}"
+        raise ValueError(f"returns: expected the floating point returns of one group, shape (G,), found {found}")
+    if not returns.isfinite().all():
+        raise ValueError(f"returns: expected finite numbers, found {returns.tolist()}: drop faulty trajectories beforehand")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from learners.rollout.tree import PathTokens, RolloutTree
+from learners.update.losses import Average, token_weights
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,22 @@ class Batch:
     weight: torch.Tensor
     ratio_scale: torch.Tensor
     sampled_logprobs: torch.Tensor
+
+
+def terms_of(tree: RolloutTree, advantages: torch.Tensor, average: Average = "token-mean") -> list[Terms]:
+    """The terms of a group whose trajectories have one advantage each.
+
+    Args:
+        tree: The group.
+        advantages: Of its surviving trajectories, [S].
+        average: What the loss is averaged over.
+    """
+    terms = []
+    for leaf, advantage in zip(tree.survivors(), advantages.tolist(), strict=True):
+        tokens = tree.tokens(leaf)
+        weight = float(token_weights([max(1, int(tokens.policy.sum()))], average)[0])
+        terms.append(Terms.constant(tokens, advantage=advantage, weight=weight))
+    return terms
 
 
 def rows_of(trees: Sequence[RolloutTree], credit: Credit) -> list[list[Row]]:

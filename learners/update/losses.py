@@ -5,14 +5,14 @@ write never gets here. A *surrogate* turns log-ratios and advantages into losses
 objectives with the sign turned) and says which tokens it clipped. Weights decide what an average means.
 
 Sources: PPO (Schulman et al. 2017, arXiv 1707.06347), GRPO (Shao et al. 2024, arXiv 2402.03300), DAPO (Yu et al. 2025, arXiv
-2503.14476), dual clip (Ye et al. 2020, arXiv 1912.09729), RAPO (arXiv 2603.03078), the k3 estimator (Schulman 2020,
-joschu.net/blog/kl-approx.html).
+2503.14476), dual clip (Ye et al. 2020, arXiv 1912.09729), GPPO (arXiv 2508.07629), AEPO (arXiv 2510.14545), RAPO (arXiv
+2603.03078), the k3 estimator (Schulman 2020, joschu.net/blog/kl-approx.html).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, Protocol
 
@@ -28,12 +28,12 @@ Average = Literal["token-mean", "sequence-mean"]
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """The loss of each token, and where the surrogate's clipping took its gradient away.
+    """The loss of each token, and where it was clipped: its gradient is gone there, or bounded where a surrogate says so.
 
     Args:
         loss: Shape (T,), to be minimised.
         clipped_low: Shape (T,), bool: the ratio is below its lower bound and the advantage would push it further down.
-        clipped_high: Shape (T,), bool: the ratio is above an upper bound and the token has no gradient for it.
+        clipped_high: Shape (T,), bool: the ratio is above an upper bound and the loss is held there for it.
     """
 
     loss: Tensor
@@ -123,7 +123,77 @@ def dual_clip(
     return TokenLoss(loss, clipped.clipped_low, clipped.clipped_high | held)
 
 
-SURROGATES: Mapping[str, Surrogate] = MappingProxyType({"clip": clip_surrogate, "dual-clip": dual_clip})
+def preserving_clip(
+    log_ratio: Tensor,
+    advantage: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    ratio_scale: float | Tensor = 1.0,
+) -> TokenLoss:
+    """The clipped surrogate whose clipped tokens keep a gradient, bounded by the clip: GPPO.
+
+    The loss is that of `clip_surrogate`. Its derivative in the log-ratio is ``-(1 + clip_high) A`` where the ratio is
+    clipped high and ``-(1 - clip_low) A`` where it is clipped low, instead of 0: the bound is multiplied by ``r / sg(r)``,
+    sg being the gradient's stop (arXiv 2508.07629).
+
+    Args:
+        log_ratio: As in `clip_surrogate`.
+        advantage: As in `clip_surrogate`.
+        clip_low: As in `clip_surrogate`.
+        clip_high: As in `clip_surrogate`.
+        ratio_scale: As in `clip_surrogate`.
+
+    Returns:
+        As `clip_surrogate`; a token counts as clipped where its ratio is beyond the bound, gradient or not.
+
+    Raises:
+        ValueError: As `clip_surrogate`.
+    """
+    ratio = _ratio(log_ratio, advantage, clip_low, clip_high, ratio_scale)
+    clipped = _clip(ratio, advantage, clip_low, clip_high)
+    beyond = clipped.clipped_low | clipped.clipped_high
+    return replace(clipped, loss=torch.where(beyond, clipped.loss * _one(ratio), clipped.loss))
+
+
+def preserving_high_clip(
+    log_ratio: Tensor,
+    advantage: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    ratio_scale: float | Tensor = 1.0,
+) -> TokenLoss:
+    """The clipped surrogate whose tokens keep a bounded gradient where they are clipped high, and there alone: AEPO.
+
+    As `preserving_clip`, but what is clipped low has no gradient (arXiv 2510.14545).
+
+    Args:
+        log_ratio: As in `clip_surrogate`.
+        advantage: As in `clip_surrogate`.
+        clip_low: As in `clip_surrogate`.
+        clip_high: As in `clip_surrogate`.
+        ratio_scale: As in `clip_surrogate`.
+
+    Returns:
+        As `preserving_clip`.
+
+    Raises:
+        ValueError: As `clip_surrogate`.
+    """
+    ratio = _ratio(log_ratio, advantage, clip_low, clip_high, ratio_scale)
+    clipped = _clip(ratio, advantage, clip_low, clip_high)
+    return replace(clipped, loss=torch.where(clipped.clipped_high, clipped.loss * _one(ratio), clipped.loss))
+
+
+SURROGATES: Mapping[str, Surrogate] = MappingProxyType(
+    {
+        "clip": clip_surrogate,
+        "dual-clip": dual_clip,
+        "preserve": preserving_clip,
+        "preserve-high": preserving_high_clip,
+    }
+)
 """The surrogates by name, as command lines know them."""
 
 
@@ -216,6 +286,11 @@ def _ratio(log_ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: flo
 def _clip(ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> TokenLoss:
     loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
     return TokenLoss(loss, (ratio < 1 - clip_low) & (advantage < 0), (ratio > 1 + clip_high) & (advantage > 0))
+
+
+def _one(ratio: Tensor) -> Tensor:
+    """1 in value; its derivative in the log-ratio is 1."""
+    return ratio / ratio.detach()
 
 
 def _clamped(difference: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -31,6 +32,8 @@ class UpdateSettings:
         max_grad_norm: Gradients are scaled down to this norm.
         temperature: The sampling temperature, which log-probabilities are taken at.
         kl_coefficient: Weight of the KL penalty towards the reference policy; 0 needs no reference.
+        ratio_to: Whose log-probabilities the ratio of a token is taken to: those of the trainer before the batch, or those
+            that the rows came with.
     """
 
     epochs: int = 1
@@ -39,6 +42,7 @@ class UpdateSettings:
     max_grad_norm: float = 1.0
     temperature: float = 1.0
     kl_coefficient: float = 0.0
+    ratio_to: Literal["trainer", "sampler"] = "trainer"
 
 
 def token_logprobs(
@@ -106,9 +110,10 @@ def update_policy(
         reference: The policy that the KL penalty pulls towards.
 
     Returns:
-        Metrics over all steps: ``loss``, ``grad_norm``, ``entropy``, ``kl_old`` (k3 estimate to the policy that sampled),
-        ``clip_low`` and ``clip_high`` (shares of tokens), ``mismatch_mean`` and ``mismatch_max`` (|Δ log p| between the
-        trainer and the sampler, over the policy that sampled), ``kl_reference`` where there is a reference.
+        Metrics over all steps: ``loss``, ``grad_norm``, ``entropy``, ``clip_low`` and ``clip_high`` (shares of tokens),
+        ``kl_reference`` where there is a reference; and, where ratios are to the trainer's own log-probabilities, ``kl_old``
+        (k3 estimate to the policy that sampled), ``mismatch_mean`` and ``mismatch_max`` (|Δ log p| between the trainer and
+        the sampler, over the policy that sampled).
     """
     orders = [list(order) for order in orders]
     size = settings.minibatch_groups or len(groups)
@@ -117,8 +122,9 @@ def update_policy(
     firsts = [0]
     for group in groups:
         firsts.append(firsts[-1] + len(group))
+    recorded = settings.ratio_to == "sampler"
     # With a single step the old policy is the present one, and its log-probabilities are those of the forward pass itself.
-    old = frozen_logprobs(model, rows, settings) if len(minibatches) > 1 else None
+    old = frozen_logprobs(model, rows, settings) if len(minibatches) > 1 and not recorded else None
     anchor = frozen_logprobs(reference, rows, settings) if reference is not None else None
     totals: dict[str, float] = dict.fromkeys(("loss", "entropy", "kl_old", "clip_low", "clip_high", "kl_reference"), 0.0)
     norms: list[float] = []
@@ -133,7 +139,11 @@ def update_policy(
             batch = pad([part[index] for index in indices], model.device)
             logprobs, entropies = token_logprobs(model, batch.ids, batch.real, settings.temperature)
             logprobs, entropies = logprobs[batch.policy], entropies[batch.policy]
-            before = _at(batch, old, [chosen[index] for index in indices]) if old is not None else logprobs.detach()
+            sampled = batch.sampled_logprobs[batch.policy]
+            if old is not None:
+                before = _at(batch, old, [chosen[index] for index in indices])
+            else:
+                before = sampled if recorded else logprobs.detach()
             token_loss = surrogate(logprobs - before, batch.advantage[batch.policy], batch.ratio_scale[batch.policy])
             losses = token_loss.loss
             if anchor is not None:
@@ -146,17 +156,20 @@ def update_policy(
                 tokens += len(losses)
                 totals["loss"] += float(loss)
                 totals["entropy"] += float(entropies.sum())
-                totals["kl_old"] += float(kl_penalty(logprobs, before).sum())
+                if not recorded:
+                    totals["kl_old"] += float(kl_penalty(logprobs, before).sum())
+                    gaps.append((before - sampled).abs())
                 totals["clip_low"] += float(token_loss.clipped_low.sum())
                 totals["clip_high"] += float(token_loss.clipped_high.sum())
-                gaps.append((before - batch.sampled_logprobs[batch.policy]).abs())
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)))
         optimizer.step()
-    metrics = {name: total / tokens for name, total in totals.items() if name not in ("loss", "kl_reference")}
+    means = ("entropy", "clip_low", "clip_high", *(() if recorded else ("kl_old",)))
+    metrics = {name: totals[name] / tokens for name in means}
     metrics["loss"] = totals["loss"] / len(minibatches)
     metrics["grad_norm"] = math.fsum(norms) / len(norms)
-    gap = torch.cat(gaps)
-    metrics["mismatch_mean"], metrics["mismatch_max"] = float(gap.mean()), float(gap.max())
+    if gaps:
+        gap = torch.cat(gaps)
+        metrics["mismatch_mean"], metrics["mismatch_max"] = float(gap.mean()), float(gap.max())
     if anchor is not None:
         metrics["kl_reference"] = totals["kl_reference"] / tokens
     return metrics

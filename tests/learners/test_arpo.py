@@ -12,14 +12,13 @@ import sys
 import time
 from pathlib import Path
 
-import gymnasium as gym
 import pytest
 import torch
+from branching_parts import ENDS, WANDER
 from hypothesis import given
 from hypothesis import strategies as st
 from policies import random_policy, saved_policy
 from safetensors.torch import load_file
-from test_branching import ENDS, Wander
 
 from learners.arpo import ARPO, ARPOConfig, change_of_entropy, grants
 from learners.grpo import GRPO, GRPOConfig
@@ -33,7 +32,6 @@ from learners.update.step import UpdateSettings, token_logprobs, update_policy
 from tracebank.trajectory import read_trajectories
 
 FOLDER = Path(__file__).parent
-gym.register("tests/Wander-v0", Wander)
 
 # Equations 1 and 3
 
@@ -252,8 +250,10 @@ def test_a_rate_of_branches_that_says_nothing_is_warned_of(caplog):
         + [("branch/turn_2", 1.0)] * 39
         + [("branch/turn_3", number % 2) for number in range(40)]
     )
+    tree.notes += [("branch/refused", 0.0)] * 80
     with caplog.at_level("WARNING"):
         learner().credit([tree])
+        learner(branch_rule="random").credit([tree])  # whose rate was asked for
     assert [record.getMessage() for record in caplog.records] == [
         "branch/turn_1: 100 % of 40 paths branch; see --alpha, --beta and --tau"
     ]
@@ -270,7 +270,7 @@ def policy(tmp_path_factory) -> Path:
 
 def command(policy: Path, output: Path, *more: object) -> list[str]:
     options = {
-        "--env": "test_arpo:tests/Wander-v0",
+        "--env": WANDER,
         "--env-args": '{"wait": 0.01}',
         "--model": policy,
         "--output": output,
@@ -346,7 +346,9 @@ def test_a_run_that_is_killed_and_resumed_is_one_that_was_not(policy, finished, 
     ("options", "says"),
     [
         ({"initial_rollouts": 17}, "--initial-rollouts must be from 1 to the --group-size of 16, not 17"),
-        ({"initial_rollouts": 0}, "--initial-rollouts must be from 1 to the --group-size of 16, not 0"),
+        ({"initial_rollouts": -1}, "--initial-rollouts must be from 1 to the --group-size of 16, not -1"),
+        ({"branch_rate": 1.5}, "--branch-rate must be from 0 to 1, not 1.5"),
+        ({"branch_rate": -0.1}, "--branch-rate must be from 0 to 1, not -0.1"),
         ({"entropy_tokens": 0}, "--entropy-tokens must be at least 1, not 0"),
         ({"branches": 0}, "--branches must be at least 1, not 0"),
         ({"group_size": 1, "initial_rollouts": 1}, "--group-size must be at least 2"),
@@ -356,6 +358,13 @@ def test_what_cannot_be_meant_is_refused(options, says):
     with pytest.raises(UsageError) as caught:
         ARPO(ARPOConfig(**options))
     assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize(("group_size", "initial_rollouts"), [(16, 8), (4, 2), (5, 3), (2, 1)])
+def test_half_of_the_group_begins_at_the_question_unless_another_number_is_given(group_size, initial_rollouts):
+    assert ARPOConfig(group_size=group_size).initial_rollouts == initial_rollouts
+    assert ARPOConfig(group_size=group_size, initial_rollouts=2).initial_rollouts == 2
+    assert ARPO(ARPOConfig(group_size=group_size)).group_size == group_size
 
 
 def test_the_command_line_refuses_it_in_one_line(capsys, tmp_path, monkeypatch):

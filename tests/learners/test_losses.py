@@ -18,6 +18,8 @@ from learners.update.losses import (
     clip_surrogate,
     dual_clip,
     kl_penalty,
+    preserving_clip,
+    preserving_high_clip,
     token_weights,
     weighted_mean,
 )
@@ -82,6 +84,50 @@ def test_the_dual_clip_stops_the_gradient_of_a_runaway_token() -> None:
     assert found.clipped_low.tolist() == [False, False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "slope", "high_slope"),
+    [
+        # Beyond 1.3 a good token keeps -1.3 A, below 0.9 a bad one keeps -0.9 A; everywhere else it is the clip's slope.
+        (1.0, 3.0, -3.0, -3.0),
+        (1.5, 2.0, -2.6, -2.6),
+        (9.0, 2.0, -2.6, -2.6),
+        (1.5, -2.0, 3.0, 3.0),
+        (0.5, 2.0, -1.0, -1.0),
+        (0.5, -2.0, 1.8, 0.0),
+        (0.01, -2.0, 1.8, 0.0),
+        (4.0, 0.0, 0.0, 0.0),
+    ],
+)
+def test_clipped_tokens_keep_the_gradient_of_the_bound(
+    ratio: float, advantage: float, slope: float, high_slope: float
+) -> None:
+    bounds = {"clip_low": 0.1, "clip_high": 0.3}
+    log_ratio, gain = tensor(ratio).log(), tensor(advantage)
+    plain = clip_surrogate(log_ratio, gain, **bounds)
+    for surrogate, expected in ((preserving_clip, slope), (preserving_high_clip, high_slope)):
+        found = surrogate(log_ratio, gain, **bounds)
+        assert (found.loss, found.clipped_low, found.clipped_high) == (plain.loss, plain.clipped_low, plain.clipped_high)
+        kept = gradient(lambda x, f=surrogate: f(x, gain, **bounds).loss, log_ratio)  # type: ignore[misc]
+        assert kept.item() == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.lists(token, min_size=1, max_size=8), st.floats(0, 1), st.floats(0, 1))
+def test_preserving_surrogates_have_the_clips_loss_and_at_most_the_bounds_gradient(
+    tokens: list[tuple[float, float, float]], low: float, high: float
+) -> None:
+    log_ratio, advantage, scale = (tensor(*column) for column in zip(*tokens, strict=True))
+    options = {"clip_low": low, "clip_high": high, "ratio_scale": scale}
+    plain = clip_surrogate(log_ratio, advantage, **options)  # type: ignore[arg-type]
+    within = log_ratio.abs() < LOG_RATIO_LIMIT
+    plain_slope = gradient(lambda x: clip_surrogate(x, advantage, **options).loss, log_ratio)  # type: ignore[arg-type]
+    for surrogate, keeps_low in ((preserving_clip, 1.0), (preserving_high_clip, 0.0)):
+        assert torch.equal(surrogate(log_ratio, advantage, **options).loss, plain.loss)  # type: ignore[operator]
+        slope = gradient(lambda x, f=surrogate: f(x, advantage, **options).loss, log_ratio)  # type: ignore[misc]
+        expected = torch.where(plain.clipped_high, -(1 + high) * advantage, plain_slope)
+        expected = torch.where(plain.clipped_low, -keeps_low * (1 - low) * advantage, expected)
+        torch.testing.assert_close(slope[within], expected[within])
+
+
 @pytest.mark.parametrize("surrogate", SURROGATES.values(), ids=SURROGATES)
 def test_on_policy_the_loss_is_the_mean_of_minus_the_advantages(surrogate: Any) -> None:
     advantage = tensor(1.5, -0.5, 0.25)
@@ -118,7 +164,7 @@ def test_surrogates_equal_their_definition(
 @given(st.lists(token, min_size=1, max_size=8))
 def test_a_token_has_no_gradient_exactly_where_it_is_clipped(tokens: list[tuple[float, float, float]]) -> None:
     log_ratio, advantage, scale = (tensor(*column) for column in zip(*tokens, strict=True))
-    for surrogate in SURROGATES.values():
+    for surrogate in (clip_surrogate, dual_clip):
         found = surrogate(log_ratio, advantage, ratio_scale=scale)
         slope = gradient(lambda x, f=surrogate: f(x, advantage, ratio_scale=scale).loss, log_ratio)  # type: ignore[misc]
         clipped = found.clipped_low | found.clipped_high

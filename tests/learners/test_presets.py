@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from learners.aepo import AEPOConfig
 from learners.arpo import ARPOConfig
 from learners.rapo import RAPOConfig
 from learners.run.command import parse
@@ -20,7 +21,7 @@ STATED: list[tuple[type[RunConfig], str, dict[str, Any]]] = [
         COMMON
         | {"initial_rollouts": 8, "branch_rule": "threshold", "alpha": 0.5, "beta": 0.2, "tau": 0.5, "advantage": "soft"}
         | {"entropy_of": "after", "entropy_norm": "vocab", "average": "sequence-mean", "surrogate": "clip", "clip_low": 0.2}
-        | {"clip_high": 0.2},
+        | {"clip_high": 0.2, "entropy": "full"},
     ),
     (
         ARPOConfig,
@@ -28,13 +29,22 @@ STATED: list[tuple[type[RunConfig], str, dict[str, Any]]] = [
         COMMON
         | {"initial_rollouts": 8, "branch_rule": "coin", "alpha": 0.5, "beta": 0.2, "advantage": "soft", "branches": 1}
         | {"entropy_of": "before", "entropy_norm": "log-vocab", "average": "token-mean", "surrogate": "dual-clip"}
-        | {"entropy_tokens": 20, "clip_low": 0.2, "clip_high": 0.2},
+        | {"entropy_tokens": 20, "clip_low": 0.2, "clip_high": 0.2, "entropy": "top-k-sum", "entropy_top": 10},
+    ),
+    (
+        AEPOConfig,
+        "released",  # ARPO's rollouts with the four changes of AEPO; alpha, beta and the clip are ARPO's
+        COMMON
+        | {"pre_monitoring": True, "monitoring_weight": 0.5, "branch_penalty": 0.05, "entropy_advantage": 0.2}
+        | {"branch_rule": "coin", "alpha": 0.5, "beta": 0.2, "entropy_of": "before", "entropy_norm": "log-vocab"}
+        | {"entropy": "top-k-sum", "entropy_top": 10, "surrogate": "preserve-high", "average": "token-mean"},
     ),
     (
         RAPOConfig,
         "paper",  # section 4 and appendix C.3.2
         COMMON
         | {"hybrid_rollouts": 8, "retrieve_probability": 0.5, "retrieved": "best-match", "shaping": 0.05}
+        | {"retrieve_level": "step", "noise": 0.0, "retrieve_hint": "none", "step_entropy": "mean"}
         | {"retrieval_weight": 0.2, "fret_length": "trace", "sequence_length": "all", "average": "sequence-mean"}
         | {"surrogate": "clip", "clip_low": 0.28, "clip_high": 0.28, "exclude_task": False, "exclude_final": False},
     ),
@@ -43,6 +53,8 @@ STATED: list[tuple[type[RunConfig], str, dict[str, Any]]] = [
         "released",
         COMMON
         | {"hybrid_rollouts": 7, "retrieve_probability": 0.5, "retrieved": "best-reward", "shaping": 0.05}
+        | {"retrieve_level": "step", "noise": 0.0, "retrieve_hint": "inline", "step_entropy": "first"}
+        | {"step_entropy_tokens": 20, "entropy": "top-k-sum", "entropy_top": 10}
         | {"retrieval_weight": 0.2, "fret_length": "block", "sequence_length": "response", "average": "token-mean"}
         | {"surrogate": "dual-clip", "clip_low": 0.2, "clip_high": 0.28, "exclude_task": False, "exclude_final": False},
     ),
@@ -62,7 +74,7 @@ def test_what_is_written_out_goes_before_the_preset(config_class: type[RunConfig
     assert (config.clip_high, config.group_size, config.surrogate) == (0.5, 8, "dual-clip")  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("config_class", [ARPOConfig, RAPOConfig])
+@pytest.mark.parametrize("config_class", [AEPOConfig, ARPOConfig, RAPOConfig])
 def test_without_a_preset_the_options_are_ours(config_class: type[RunConfig]) -> None:
     assert parse(config_class, [], "") == config_class()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from policies import TOKENIZER, full_logprobs, random_policy
 
 from learners.grpo import GRPO, GRPOConfig
-from learners.rapo import RAPO, RAPOConfig, retrieval_value, retrieved_share, trajectory_value
+from learners.rapo import RAPO, RAPOConfig, first_entropy, retrieval_value, retrieved_share, trajectory_value
 from learners.rollout.tree import Leaf, RolloutTree
 from learners.run.config import UsageError
 from learners.update.advantages import group_advantages
@@ -22,8 +22,11 @@ TANH_1, TANH_2 = 0.7615941559557649, 0.9640275800758169
 OTHERS = 99.0  # entropy at tokens that the policy did not write: nobody may read it
 
 
-def tree_of(*paths, rewards=None):
-    """A tree of trajectories, each a list of segments (author, entropies of its tokens); all begin with one prompt."""
+def tree_of(*paths, rewards=None, sampled=False):
+    """A tree of trajectories, each a list of segments (author, entropies of its tokens); all begin with one prompt.
+
+    The entropies are the trainer's, or where ``sampled`` the sampler's as well.
+    """
     draw = torch.Generator().manual_seed(0)
 
     def ids(count: int) -> list[int]:
@@ -35,12 +38,18 @@ def tree_of(*paths, rewards=None):
         parent, found = root, [OTHERS] * 5
         for author, entropies in path:
             numbers = [-1.0] * len(entropies) if author == "policy" else []
-            parent = tree.add(author, ids(len(entropies)), parent, turn=0, logprobs=numbers, entropies=numbers)
+            told = entropies if author == "policy" and sampled else numbers
+            parent = tree.add(author, ids(len(entropies)), parent, turn=0, logprobs=numbers, entropies=told)
             found += entropies
         reward = rewards[index] if rewards else float(index % 2)
         tree.leaves.append(Leaf(path=(index,), segment=parent, reward=reward))
         tree.measured[(index,)] = torch.tensor(found)
     return tree
+
+
+def rapo(**options) -> RAPO:
+    """RAPO for drawn trees, in which nobody knows how many tokens of a block are its tags."""
+    return RAPO(RAPOConfig(fret_length="block", **options))
 
 
 def wrote(*entropies):
@@ -87,15 +96,19 @@ def test_the_value_is_bounded_by_the_doubt_before(before, after):
 # A trajectory's value
 
 
+def value(tree, leaf) -> float:
+    return trajectory_value(tree, leaf, tree.measured[leaf.path], lambda own: float(own.mean()))
+
+
 def test_a_trajectory_is_worth_the_mean_of_its_retrievals():
     path = [wrote(1, 3), read(2), retrieved(), wrote(0.5, 1.5), read(1), retrieved(2), wrote(2)]
     tree = tree_of(path)
     # Means over the steps' tokens: 2, 1 and 2. The first: tanh(2 · 1/2) · 2; the second: tanh(2 · −1) · 1.
-    assert trajectory_value(tree, tree.leaves[0]) == pytest.approx((2 * TANH_1 - TANH_2) / 2)
+    assert value(tree, tree.leaves[0]) == pytest.approx((2 * TANH_1 - TANH_2) / 2)
 
 
 @pytest.mark.parametrize(
-    ("path", "value"),
+    ("path", "worth"),
     [
         ([wrote(1, 3), read(2), wrote(1)], 0.0),  # none
         ([wrote(2), read(2), retrieved()], 0.0),  # the last segment: nothing was written after it
@@ -106,11 +119,24 @@ def test_a_trajectory_is_worth_the_mean_of_its_retrievals():
         ([wrote(2), read(2), retrieved(), wrote()], 0.0),  # a step without tokens has no entropy
     ],
 )
-def test_a_retrieval_that_is_not_between_two_steps_is_left_out(path, value):
+def test_a_retrieval_that_is_not_between_two_steps_is_left_out(path, worth):
     tree = tree_of(path)
-    found = trajectory_value(tree, tree.leaves[0])
-    assert found == pytest.approx(value)
+    found = value(tree, tree.leaves[0])
+    assert found == pytest.approx(worth)
     assert math.isfinite(found)
+
+
+@pytest.mark.parametrize(
+    ("entropies", "tokens", "vocabulary", "expected"),
+    [
+        ([2.0, 1.0, 3.0], 20, math.e**2, 3.0),  # (2 + 1 + 3) / 2: no mean
+        ([2.0, 1.0, 3.0], 2, math.e**2, 1.5),  # the third is beyond the first two
+        ([math.log(7)] * 40, 20, 7, 20.0),  # as unsure as can be, twenty times
+        ([0.0] * 5, 20, 151_936, 0.0),
+    ],
+)
+def test_the_released_entropy_of_a_step_is_a_sum_over_its_first_tokens(entropies, tokens, vocabulary, expected):
+    assert first_entropy(torch.tensor(entropies), tokens, vocabulary) == pytest.approx(expected)
 
 
 def test_the_trainers_entropies_are_those_of_the_full_distribution():
@@ -147,7 +173,7 @@ def test_the_outcome_advantage_is_scaled_by_the_retrieval_advantage():
     # Z = z, 0, 0, 0 with z = 2 tanh 1: mean z/4, deviation sqrt((9/16 + 3/16) / 3) z = z/2, so A_ret = 1.5, −.5, −.5, −.5.
     # 1 + 0.2 A_ret = 1.3, 0.9, 0.9, 0.9.
     tree = tree_of(hybrid(), pure(), pure(), pure(), rewards=[1.0, 1.0, 0.0, 0.0])
-    found = advantages(RAPO(RAPOConfig(group_size=4, hybrid_rollouts=2, fret_length="block")), tree)
+    found = advantages(rapo(group_size=4, hybrid_rollouts=2), tree)
     outcome = math.sqrt(3) / 2
     assert found == pytest.approx([1.3 * outcome, 0.9 * outcome, -0.9 * outcome, -0.9 * outcome], rel=1e-5)
 
@@ -155,20 +181,20 @@ def test_the_outcome_advantage_is_scaled_by_the_retrieval_advantage():
 def test_a_good_retrieval_makes_a_bad_outcome_worse():
     """Equation 10 multiplies: for A_acc below 0 the trajectory whose retrieval helped is pushed down the most."""
     tree = tree_of(hybrid(), pure(), pure(), pure(), rewards=[0.0, 0.0, 1.0, 1.0])
-    found = advantages(RAPO(RAPOConfig(group_size=4, hybrid_rollouts=2)), tree)
+    found = advantages(rapo(group_size=4, hybrid_rollouts=2), tree)
     assert found[0] == min(found)
 
 
 def test_the_weight_of_the_retrieval_advantage_is_an_option():
     tree = tree_of(hybrid(), pure(), pure(), pure(), rewards=[1.0, 1.0, 0.0, 0.0])
-    found = advantages(RAPO(RAPOConfig(group_size=4, hybrid_rollouts=2, retrieval_weight=0.5)), tree)
+    found = advantages(rapo(group_size=4, hybrid_rollouts=2, retrieval_weight=0.5), tree)
     assert found[0] == pytest.approx(1.75 * math.sqrt(3) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("paths", [[pure()] * 4, [hybrid()] * 4])
 def test_equal_values_leave_the_outcome_advantage_exactly(paths):
     tree = tree_of(*paths)
-    ours = RAPO(RAPOConfig(group_size=4, hybrid_rollouts=2))
+    ours = rapo(group_size=4, hybrid_rollouts=2)
     assert advantages(ours, tree) == advantages(GRPO(GRPOConfig(group_size=4)), tree)
 
 
@@ -176,7 +202,7 @@ def test_equal_values_leave_the_outcome_advantage_exactly(paths):
 def test_in_a_group_of_sixteen_the_factor_goes_from_a_quarter_to_seven_quarters(steps, factor):
     # One value apart from fifteen equal ones is the extreme: A_ret = ±(15/16) / (1/4) = ±3.75, 1 ± 0.2 · 3.75.
     tree = tree_of(hybrid(steps), *[pure()] * 15, rewards=[1.0] + [0.0] * 15)
-    ours = advantages(RAPO(RAPOConfig(group_size=16)), tree)
+    ours = advantages(rapo(group_size=16), tree)
     plain = advantages(GRPO(GRPOConfig(group_size=16)), tree)
     assert ours[0] / plain[0] == pytest.approx(factor, rel=1e-4)
 
@@ -192,7 +218,7 @@ def test_a_floor_keeps_noise_from_becoming_advantage():
     # Z = z, 0, 0, 0 and the floor 3 z: A_ret = (3/4) z / 3 z = 1/4 and −1/12; 1 + 0.2 A_ret = 1.05 and 0.98333.
     z = 2 * TANH_1
     tree = tree_of(hybrid(), pure(), pure(), pure(), rewards=[1.0, 1.0, 0.0, 0.0])
-    found = advantages(RAPO(RAPOConfig(group_size=4, hybrid_rollouts=2, retrieval_std_floor=3 * z)), tree)
+    found = advantages(rapo(group_size=4, hybrid_rollouts=2, retrieval_std_floor=3 * z), tree)
     assert found[0] == pytest.approx(1.05 * math.sqrt(3) / 2, rel=1e-5)
     assert found[1] == pytest.approx((1 - 0.2 / 12) * math.sqrt(3) / 2, rel=1e-5)
 
@@ -201,12 +227,36 @@ def test_a_trajectory_that_a_fault_ended_is_in_no_mean():
     tree = tree_of(hybrid(), pure(), pure(), pure(), hybrid(), rewards=[1.0, 1.0, 0.0, 0.0, 7.0])
     tree.leaves[-1].fault = "engine: gone"
     del tree.measured[(4,)]
-    found = advantages(RAPO(RAPOConfig(group_size=5, hybrid_rollouts=2)), tree)
+    found = advantages(rapo(group_size=5, hybrid_rollouts=2), tree)
     assert len(found) == 4
     assert found[0] == pytest.approx(1.3 * math.sqrt(3) / 2, rel=1e-5)
 
 
+def test_the_released_entropies_are_the_samplers_own_and_need_no_forward_pass():
+    """The sum over a step's first two tokens, divided by log V, in place of the mean over all."""
+    learner = rapo(group_size=4, hybrid_rollouts=2, step_entropy="first", step_entropy_tokens=2)
+    assert not learner.measure
+    learner._vocabulary = 7  # what it learns when it explores
+    # Before: (3 + 1) / log 7; after: (1 + 1) / log 7; so H_Δ = 1/2. The other hybrid trajectory has H_Δ = −1 at 1 / log 7.
+    paths = [[wrote(3, 1, 9), read(1), retrieved(), wrote(1, 1, 9)], [wrote(1), read(1), retrieved(), wrote(2)]]
+    tree = tree_of(*paths, pure(), pure(), rewards=[1.0, 1.0, 0.0, 0.0], sampled=True)
+    tree.measured.clear()
+    values = torch.tensor([4 * TANH_1, -TANH_2, 0.0, 0.0]) / math.log(7)
+    factors = 1 + 0.2 * (values - values.mean()) / (values.std() + 1e-6)
+    outcome = math.sqrt(3) / 2 * torch.tensor([1.0, 1.0, -1.0, -1.0])
+    assert advantages(learner, tree) == pytest.approx((factors * outcome).tolist(), rel=1e-5)
+
+
 # Equation 8: the ratio
+
+
+def in_full(block) -> int:
+    return len(block.ids)
+
+
+def beside(tags):
+    """All but so many tokens of tags around a step."""
+    return lambda block: len(block.ids) - tags
 
 
 LONG = [wrote(*[1] * 3), read(2), retrieved(8), wrote(*[1] * 4), read(2), retrieved(7), wrote(1)]
@@ -214,12 +264,13 @@ LONG = [wrote(*[1] * 3), read(2), retrieved(8), wrote(*[1] * 4), read(2), retrie
 
 
 @pytest.mark.parametrize(
-    ("frame", "with_prompt", "share"), [(5, True, 5 / 32), (0, True, 15 / 32), (5, False, 5 / 27), (0, False, 15 / 27)]
+    ("counted", "with_prompt", "share"),
+    [(beside(5), True, 5 / 32), (in_full, True, 15 / 32), (beside(5), False, 5 / 27), (in_full, False, 15 / 27)],
 )
-def test_the_share_of_retrieved_tokens(frame, with_prompt, share):
+def test_the_share_of_retrieved_tokens(counted, with_prompt, share):
     tree = tree_of(LONG, pure())
-    assert retrieved_share(tree, tree.leaves[0], frame=frame, with_prompt=with_prompt) == pytest.approx(share)
-    assert retrieved_share(tree, tree.leaves[1], frame=frame, with_prompt=with_prompt) == 0.0
+    assert retrieved_share(tree, tree.leaves[0], counted, with_prompt=with_prompt) == pytest.approx(share)
+    assert retrieved_share(tree, tree.leaves[1], counted, with_prompt=with_prompt) == 0.0
 
 
 @pytest.mark.parametrize(("sequence", "share"), [("all", 15 / 32), ("response", 15 / 27)])
@@ -262,6 +313,8 @@ def test_the_ratio_is_scaled_before_it_is_clipped(log_ratio, advantage, scale, e
         ({"retrieve_probability": 1.5}, "--retrieve-probability must be from 0 to 1, not 1.5"),
         ({"retrieve_probability": -0.1}, "--retrieve-probability"),
         ({"retrieve_probability": math.nan}, "--retrieve-probability"),
+        ({"noise": 1.5}, "--noise must be from 0 to 1, not 1.5"),
+        ({"step_entropy_tokens": 0}, "--step-entropy-tokens must be at least 1, not 0"),
         ({"shaping": 0.3}, "--shaping must be from 0 to the --clip-high of 0.28"),
         ({"shaping": -0.01}, "--shaping"),
         ({"retrieval_std_floor": -1.0}, "--retrieval-std-floor must not be negative"),
@@ -275,11 +328,29 @@ def test_options_that_cannot_be_meant_are_refused(options, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("group", "hybrid"), [(16, 8), (4, 2), (5, 2), (2, 1)])
+def test_half_of_a_group_retrieves_unless_something_else_is_asked_for(group, hybrid):
+    assert RAPOConfig(group_size=group).hybrid_rollouts == hybrid
+    assert RAPOConfig(group_size=group, hybrid_rollouts=0).hybrid_rollouts == 0
+
+
+@pytest.mark.parametrize(("shaping", "warns"), [(0.28, True), (0.2, False)])
+def test_a_shaping_that_uses_up_half_of_the_clip_is_told_once(caplog, shaping, warns):
+    """More than half of the tokens are retrieved, 0.28 · 0.6 > 0.14 > 0.2 · 0.6."""
+    tree = tree_of([wrote(1), read(1), retrieved(15), wrote(1), read(2)], pure())  # 15 of 25 tokens
+    learner = rapo(group_size=2, shaping=shaping)
+    for _ in range(2):
+        learner.credit([tree])
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == warns
+    assert all("1.168" in message and "--shaping" in message for message in told)
+
+
 # Gradients
 
 
 def learn(model, groups, *, learning_rate=0.0, **settings):
-    learner = RAPO(RAPOConfig(group_size=2, hybrid_rollouts=1))
+    learner = rapo(group_size=2, hybrid_rollouts=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     chosen = UpdateSettings(**settings)
     orders = [list(range(len(groups)))] * chosen.epochs

@@ -1,154 +1,47 @@
-"""How RAPO's rollouts retrieve: when, what, how it is put into the context, and whole runs with a bank."""
+"""How RAPO's rollouts retrieve: when, what, and how it is put into the context; whole runs are in test_retrieval_runs."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import math
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from dataclasses import replace
 
 import gymnasium as gym
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policies import TOKENIZER, full_logprobs, random_policy, saved_policy
+from policies import TOKENIZER, full_logprobs, random_policy
+from retrieval_parts import (
+    CONTROLS,
+    RENDERER,
+    Script,
+    Talk,
+    attempts,
+    authors,
+    bank_of,
+    inserted,
+    learner_of,
+    play,
+    some_steps,
+    step,
+    text_of,
+)
 
 from agent_envs.actions import HermesFormat, PlainFormat, TagFormat
 from agent_envs.tools.python import PythonTool
 from learners.grpo import GRPO, GRPOConfig
-from learners.rapo import ADVICE, RAPO, RAPOConfig, retrieved_block
-from learners.rollout.engine import Engine, independent
+from learners.rollout.engine import independent
 from learners.rollout.episode import Dialect, Limits
 from learners.rollout.rendering import Renderer
-from learners.run.command import run
+from learners.rollout.retrieved import HINT, retrieved_block
+from learners.run.metrics import rollout_metrics
+from learners.run.retrieval import ADVICE
 from learners.run.tiny import TAGS, tiny_tokenizer
-from learners.sampling.sampler import Continuation
-from learners.sampling.transformers import TransformersSampler
 from learners.update.batch import rows_of
 from learners.update.step import UpdateSettings, update_policy
-from tracebank import StepTrace, TraceBank, read_trajectories, render_history
-
-FOLDER = Path(__file__).parent
-RENDERER = Renderer(TOKENIZER)
-ENDS = (
-    TOKENIZER.eos_token_id,
-    *range(0, 256, 6),
-)  # an untaught policy would hardly ever end its turn by the one right token
-CONTROLS = {token.content: index for index, token in TOKENIZER.added_tokens_decoder.items()}
-ROOMY = Limits(turn_tokens=60, total_tokens=2000)
-
-
-class Talk(gym.Env[str, str]):
-    """Six turns, each paid by how long it is; an action that says "stop" ends them."""
-
-    observation_space = gym.spaces.Text(200)
-    action_space = gym.spaces.Text(200)
-
-    def __init__(self, wait: float = 0.0) -> None:
-        self.wait = wait
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.turn = 0
-        return f"What is number {seed}?", {"task_id": f"talk-{seed}"}
-
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        time.sleep(self.wait * (len(action) % 5))
-        self.turn += 1
-        return f"heard {len(action)}", 0.02 * len(action), self.turn == 6 or "stop" in action, False, {}
-
-
-gym.register("tests/Talk-v0", Talk)
-
-
-def step(key, value, *, reward=1.0, task="elsewhere", number=1, final=False, format="plain", question=""):
-    return StepTrace(task, number, key, value, reward, final, "test", question=question, format=format)
-
-
-def bank_of(folder: Path, *steps: StepTrace) -> Path:
-    with TraceBank.create(folder / "bank") as bank:
-        bank.add(steps)
-    return folder / "bank"
-
-
-def some_steps():
-    return [step(f"What is number {n}?\nword {n}heard {n % 9}", f"thought {n}, <think>not sure</think>") for n in range(40)]
-
-
-def learner_of(bank: Path | None, learner=RAPO, config=RAPOConfig, **options):
-    if bank is not None:
-        options["bank"] = str(bank)
-    return learner(config(**{"env": "tests/Talk-v0", "group_size": 6, "deterministic": True, **options}))
-
-
-def play(explore, *, make_env=Talk, sampler=None, groups=2, group_size=6, limits=ROOMY):
-    async def everything():
-        own = sampler or TransformersSampler(random_policy(), TOKENIZER, seed=0, eos=ENDS, deterministic=True)
-        engine = Engine(make_env, own, RENDERER, limits=limits, concurrency=64, deterministic=True)
-        try:
-            return await engine.rollout(list(range(groups)), explore, path=(0, 1), group_size=group_size, temperature=1.0)
-        finally:
-            engine.close()
-
-    return asyncio.run(everything())
-
-
-class Script:
-    """A sampler whose policy writes the same actions in every episode, one a turn."""
-
-    entropy, version, vocabulary = "full", 0, len(TOKENIZER)
-
-    def __init__(self, *actions: str) -> None:
-        self.actions = actions
-
-    def start(self, path):
-        return _Line(self.actions)
-
-
-class _Line:
-    def __init__(self, actions):
-        self.ids, self._actions = [], iter(actions)
-
-    def append(self, ids):
-        self.ids.extend(ids)
-
-    def decode(self, decoding):
-        self._text = next(self._actions)
-
-    async def rest(self):
-        ids = TOKENIZER.encode(self._text, add_special_tokens=False)
-        self.ids.extend(ids)
-        zeros = (0.0,) * len(ids)
-        return Continuation(tuple(ids), zeros, zeros, self._text, "stop")
-
-    def cancel(self):
-        pass
-
-
-def text_of(ids) -> str:
-    return TOKENIZER.decode(list(ids), skip_special_tokens=False)
-
-
-def authors(tree, leaf) -> str:
-    """A path in letters: p(rompt), w(ritten by the policy), t(ool), r(etrieved)."""
-    letters = {"prompt": "p", "policy": "w", "tool": "t", "retrieved": "r"}
-    return "".join(letters[segment.author] for segment, _ in tree.path(leaf))
-
-
-def inserted(tree, leaf) -> list[str]:
-    """The steps that were put into a trajectory, without their tags."""
-    texts = [text_of(segment.ids) for segment, _ in tree.path(leaf) if segment.author == "retrieved"]
-    assert all(text.startswith("<retrieve>\n") and text.endswith("\n</retrieve>\n") for text in texts)
-    return [text.removeprefix("<retrieve>\n").removesuffix("\n</retrieve>\n") for text in texts]
-
+from tracebank import TraceBank, render_history
 
 # When
 
@@ -291,12 +184,100 @@ def test_the_most_alike_step_or_the_best_rewarded_of_three(tmp_path, rewards, ma
         assert inserted(tree, tree.leaves[0]) == [expected]
 
 
-def test_explorations_are_equal_though_the_bank_is_asked_from_threads(tmp_path):
-    bank = bank_of(tmp_path, *some_steps())
-    first = play(learner_of(bank, hybrid_rollouts=4).explore, groups=3)
-    second = play(learner_of(bank, hybrid_rollouts=4).explore, groups=3, make_env=lambda: Talk(wait=0.003))
+# Controls: random steps, whole trajectories
+
+
+def test_noise_takes_every_step_that_may_be_shown_and_no_other(tmp_path):
+    allowed = [step("far from anything", f"step {n}", task="another") for n in range(5)]
+    alike = step("What is number 0?\nalpha", "the most alike", task="another")
+    leaks = [replace(leak, task_id="another") if leak.final else leak for leak in LEAKS.values()]
+    bank = bank_of(tmp_path, *leaks, *allowed, alike)
+
+    def drawn(**options) -> Counter[str]:
+        found = Counter()
+        for seed in range(20):
+            learner = learner_of(bank, hybrid_rollouts=6, retrieve_probability=1.0, noise=1.0, seed=seed, **options)
+            (tree,) = play(learner.explore, sampler=Script("alpha", "beta", "stop"), groups=1)
+            found.update(text for leaf in tree.leaves for text in inserted(tree, leaf))
+        return found
+
+    guarded = drawn()
+    assert guarded.keys() == {one.value for one in (*allowed, alike)}
+    assert guarded.total() == 20 * 6 * 2
+    assert all(abs(times - 40) < 4 * math.sqrt(240 * 1 / 6 * 5 / 6) for times in guarded.values())
+    assert "leak" in drawn(exclude_task=False)
+    assert "leak" in drawn(exclude_final=False)
+
+
+@pytest.mark.parametrize("noise", [0.3, 0.8])
+def test_each_retrieval_is_random_with_that_probability_and_its_moment_stays(tmp_path, noise):
+    bank = bank_of(tmp_path, step("What is number\nalpha beta", "alike"), *(step("zzz", f"other {n}") for n in range(99)))
+    policy = Script("alpha", "beta", "alpha beta", "beta alpha", "stop")
+    options = {"hybrid_rollouts": 6, "exclude_task": False}
+    found = [play(learner_of(bank, noise=share, **options).explore, sampler=policy, groups=20) for share in (0.0, noise)]
+    plain, noisy = (
+        [(authors(tree, leaf), inserted(tree, leaf)) for tree in trees for leaf in tree.leaves] for trees in found
+    )
+    assert [path for path, _ in plain] == [path for path, _ in noisy]
+    assert {text for _, texts in plain for text in texts} == {"alike"}
+    texts = [text for _, texts in noisy for text in texts]
+    replaced = sum(text != "alike" for text in texts)
+    assert abs(replaced - noise * 0.99 * len(texts)) < 4 * math.sqrt(len(texts) * noise * (1 - noise))
+
+
+def test_a_random_step_is_taken_whatever_it_earned(tmp_path):
+    bank = bank_of(tmp_path, step("anything", "earned nothing", reward=0.0))
+    options = {"hybrid_rollouts": 6, "retrieve_probability": 1.0, "retrieved": "best-reward"}
+    for noise, expected in ((0.0, ADVICE), (1.0, "earned nothing")):
+        (tree,) = play(learner_of(bank, noise=noise, **options).explore, sampler=Script("alpha", "stop"), groups=1)
+        assert inserted(tree, tree.leaves[0]) == [expected]
+
+
+def test_a_whole_trajectory_goes_in_once_and_without_the_step_that_ended_it(tmp_path):
+    trajectories = attempts()
+    bank = bank_of(tmp_path, *(one for steps in trajectories for one in steps))
+    policy = Script("move 1", "saw 2 1", "saw 2 1", "stop")  # what was done counts for nothing: the question decides
+    learner = learner_of(bank, hybrid_rollouts=4, retrieve_probability=1.0, retrieve_level="trajectory")
+    (tree,) = play(learner.explore, sampler=policy, groups=1)
+    with TraceBank.open(bank, deterministic=True) as opened:
+        ((nearest,),) = opened.query([tree.question], k=1, steps=range(1))
+    expected = next(steps for steps in trajectories if steps[0].key == nearest.key)
+    assert [authors(tree, leaf) for leaf in tree.leaves] == ["pwtwtwtw"] * 2 + ["pwtrwtwtw"] * 4
+    for leaf in tree.leaves[2:]:
+        assert inserted(tree, leaf) == ["".join(one.value for one in expected[:-1])]
+    open_ = learner_of(bank, hybrid_rollouts=4, retrieve_probability=1.0, retrieve_level="trajectory", exclude_final=False)
+    (tree,) = play(open_.explore, sampler=policy, groups=1)
+    assert inserted(tree, tree.leaves[2]) == ["".join(one.value for one in expected)]
+
+
+def test_no_trajectory_of_the_running_task_and_none_that_ended_at_once(tmp_path):
+    own = [replace(one, question="What is number 0?") for one in attempts(1)[0]]
+    ended = step("What is number 0?", "leak", number=0, final=True, question="another")
+    other = attempts(5)[4]
+    bank = bank_of(tmp_path, *own, ended, *other)
+    options = {"hybrid_rollouts": 6, "retrieve_probability": 1.0, "retrieve_level": "trajectory"}
+    for noise in (0.0, 1.0):
+        (tree,) = play(learner_of(bank, noise=noise, **options).explore, sampler=Script("alpha", "stop"), groups=1)
+        assert all(inserted(tree, leaf) == ["".join(one.value for one in other[:2])] for leaf in tree.leaves)
+
+
+def test_random_trajectories_are_whole_as_well(tmp_path):
+    trajectories = attempts()
+    bank = bank_of(tmp_path, *(one for steps in trajectories for one in steps))
+    options = {"retrieve_probability": 1.0, "retrieve_level": "trajectory", "noise": 1.0}
+    trees = play(learner_of(bank, hybrid_rollouts=6, **options).explore, sampler=Script("alpha", "stop"), groups=12)
+    found = {text for tree in trees for leaf in tree.leaves for text in inserted(tree, leaf)}
+    assert found == {"".join(one.value for one in steps[:-1]) for steps in trajectories}
+
+
+@pytest.mark.parametrize("options", [{}, {"noise": 0.5}, {"retrieve_level": "trajectory", "noise": 0.5}])
+def test_explorations_are_equal_though_the_bank_is_asked_from_threads(tmp_path, options):
+    bank = bank_of(tmp_path, *some_steps(), *(one for steps in attempts() for one in steps))
+    first = play(learner_of(bank, hybrid_rollouts=4, **options).explore, groups=3)
+    second = play(learner_of(bank, hybrid_rollouts=4, **options).explore, groups=3, make_env=lambda: Talk(wait=0.003))
     assert first == second
-    other = play(learner_of(bank, hybrid_rollouts=4, seed=1).explore, groups=3)
+    assert any(segment.author == "retrieved" for tree in first for segment in tree.segments)
+    other = play(learner_of(bank, hybrid_rollouts=4, seed=1, **options).explore, groups=3)
     assert [authors(tree, leaf) for tree in first for leaf in tree.leaves] != [
         authors(tree, leaf) for tree in other for leaf in tree.leaves
     ]
@@ -333,7 +314,50 @@ def test_the_share_is_of_the_tokens_that_the_options_count(tmp_path):
             assert scaled
 
 
+def test_a_step_that_grows_together_with_its_tags_counts_as_by_itself(tmp_path):
+    """A tokenizer that has the new line after the tag and the first word of the step in one token."""
+    tokenizer = tiny_tokenizer(vocabulary=("\nalready ",))
+    trace = "already known"
+    bank = bank_of(tmp_path, step("anything", trace))
+    learner = learner_of(bank, hybrid_rollouts=6, retrieve_probability=1.0, shaping=0.2)
+    policy = Script("alpha", "stop", tokenizer=tokenizer)
+    (tree,) = play(learner.explore, sampler=policy, groups=1, tokenizer=tokenizer)
+    tree.measured = {leaf.path: torch.ones(len(tree.tokens(leaf).ids)) for leaf in tree.leaves}
+    ((terms, *_),) = learner.credit([tree])
+    (block,) = [len(segment.ids) for segment, _ in tree.path(tree.leaves[0]) if segment.author == "retrieved"]
+    counted = len(tokenizer.encode(trace))
+    assert counted == len(trace)  # a token a letter, in the block only one for most of them
+    assert block == 5 - 1 + 1 + len("known")
+    assert terms.ratio_scale[0] == pytest.approx(1 + 0.2 * counted / len(tree.tokens(tree.leaves[0]).ids))
+
+
+def test_the_strongest_shaping_of_a_batch_is_a_metric(tmp_path):
+    bank = bank_of(tmp_path, *some_steps())
+    learner = learner_of(bank, hybrid_rollouts=4, shaping=0.2)
+    trees = play(learner.explore)
+    for tree in trees:
+        tree.measured = {leaf.path: torch.ones(len(tree.tokens(leaf).ids)) for leaf in tree.leaves}
+    scales = [float(terms.ratio_scale[0]) for group in learner.credit(trees) for terms in group]
+    assert rollout_metrics(trees)["retrieval/shaping_max"] == pytest.approx(max(scales) - 1, rel=1e-5)
+    assert max(scales) > 1
+
+
 # How it is put into the context
+
+
+@pytest.mark.parametrize("length", ["trace", "block"])
+def test_a_hint_stands_before_each_block_and_belongs_to_it(tmp_path, length):
+    bank = bank_of(tmp_path, step("anything", "known"))
+    options = {"hybrid_rollouts": 3, "retrieve_probability": 1.0, "shaping": 0.2, "fret_length": length}
+    learner = learner_of(bank, retrieve_hint="inline", **options)
+    (tree,) = play(learner.explore, sampler=Script("alpha", "beta", "stop"), groups=1)
+    tree.measured = {leaf.path: torch.ones(len(tree.tokens(leaf).ids)) for leaf in tree.leaves}
+    (terms,) = learner.credit([tree])
+    blocks = [segment for segment, _ in tree.path(tree.leaves[-1]) if segment.author == "retrieved"]
+    assert [text_of(block.ids) for block in blocks] == [HINT + "<retrieve>\nknown\n</retrieve>\n"] * 2
+    counted = 2 * (len("known") if length == "trace" else len(HINT) + 5 + len("known"))
+    assert terms[-1].ratio_scale[0] == pytest.approx(1 + 0.2 * counted / len(tree.tokens(tree.leaves[-1]).ids))
+
 
 PYTHON = Dialect(TagFormat(), "", (PythonTool(),))
 pieces = st.lists(
@@ -413,228 +437,3 @@ def test_without_hybrid_trajectories_trees_and_credit_are_grpos():
         assert torch.equal(one.weight, two.weight)
         assert torch.equal(one.ratio_scale, two.ratio_scale)
     assert not ours.measure
-
-
-# Whole runs
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory) -> Path:
-    """An untaught policy that ends its turns often."""
-    return saved_policy(tmp_path_factory.mktemp("policy"), ENDS)
-
-
-@pytest.fixture(autouse=True)
-def small_oracle_bank(monkeypatch):
-    monkeypatch.setattr("learners.run.oracle_bank._TASKS", 12)
-
-
-def short(policy: Path, output: Path, **options) -> list[str]:
-    """The command line of a small run. That a cut costs less than a bad form gives such a policy something to learn."""
-    chosen = {"model": policy, "output": output, "steps": 3, "tasks_per_step": 3, "group_size": 4, "eval_tasks": 4}
-    chosen |= {"turn_tokens": 12, "total_tokens": 400, "cut_reward": -0.5, "minibatch_groups": 2, "threads": 1}
-    chosen |= {"checkpoint_every": 1, "learning_rate": 1e-3} | options
-    pairs = (("--" + name.replace("_", "-"), str(value)) for name, value in chosen.items())
-    return ["--deterministic", *(part for pair in pairs for part in pair)]
-
-
-def rapo(arguments) -> None:
-    run(RAPOConfig, RAPO, "", [*arguments])
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    """The metrics of a run without its times."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds/")} for line in lines]
-
-
-def weights(folder: Path) -> bytes:
-    return max((folder / "checkpoints").iterdir()).joinpath("model.safetensors").read_bytes()
-
-
-def played(folder: Path) -> dict[str, str]:
-    """All that was played, without who played it."""
-    files = sorted((folder / "trajectories").iterdir())
-    return {file.name: re.sub(r'"source": ?"\w+:', '"source": "', file.read_text()) for file in files}
-
-
-@pytest.fixture(scope="module")
-def finished(policy, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("learners.run.oracle_bank._TASKS", 12)
-        rapo(short(policy, folder, hybrid_rollouts=2))
-    return folder
-
-
-def test_a_run_makes_a_bank_of_the_oracle_and_retrieves_from_it(finished):
-    with TraceBank.open(finished / "bank") as bank:
-        values = {one.value for one in bank}
-        assert bank.manifest.formats == ("tag",)
-    retrieved = 0
-    for file in sorted((finished / "trajectories").iterdir()):
-        for record in read_trajectories(file):
-            blocks = [text_of(segment.ids) for segment in record.segments if segment.author == "retrieved"]
-            retrieved += len(blocks)
-            assert all(text.removeprefix("<retrieve>\n").removesuffix("\n</retrieve>\n") in values for text in blocks)
-            if file.name.startswith("evaluation") or record.path[0] < 2:
-                assert blocks == []
-    assert retrieved > 0
-    counts = [record["retrieval/count"] * 6 for record in metrics(finished)]  # 3 groups with 2 hybrid trajectories each
-    assert sum(counts) == pytest.approx(retrieved)
-    assert all(0 <= record["retrieval/share"] < 1 for record in metrics(finished))
-    assert any(record["grad_norm"] > 0 for record in metrics(finished))
-    assert all(record["mismatch_max"] < 1e-4 for record in metrics(finished))
-
-
-def test_without_hybrid_trajectories_a_run_is_grpos_bit_for_bit(policy, tmp_path):
-    rapo(short(policy, tmp_path / "rapo", steps=2, hybrid_rollouts=0))
-    run(GRPOConfig, GRPO, "", short(policy, tmp_path / "grpo", steps=2))
-    assert metrics(tmp_path / "rapo") == metrics(tmp_path / "grpo")
-    assert any(record["grad_norm"] > 0 for record in metrics(tmp_path / "grpo"))
-    assert played(tmp_path / "rapo") == played(tmp_path / "grpo")
-    assert weights(tmp_path / "rapo") == weights(tmp_path / "grpo")
-    assert not (tmp_path / "rapo" / "bank").exists()
-
-
-def test_credit_reads_the_entropies_that_the_policy_was_sampled_with(policy, tmp_path):
-    """The sampler and the trainer compute them by different code: they must agree wherever the policy wrote."""
-    seen = []
-
-    class Watched(RAPO):
-        def credit(self, trees):
-            seen.extend(trees)
-            return super().credit(trees)
-
-    bank = bank_of(tmp_path, *(step("anything", f"step {n}", format="tag") for n in range(3)))
-    run(RAPOConfig, Watched, "", short(policy, tmp_path / "run", steps=1, hybrid_rollouts=2, bank=bank))
-    assert any(segment.author == "retrieved" for tree in seen for segment in tree.segments)
-    for tree in seen:
-        for leaf in tree.survivors():
-            tokens = tree.tokens(leaf)
-            own = tokens.policy
-            torch.testing.assert_close(tree.measured[leaf.path][own], tokens.entropies[own], atol=1e-3, rtol=1e-3)
-
-
-def test_a_run_with_a_bank_from_outside_leaves_it_as_it_was(policy, finished, tmp_path):
-    """The bank that a run made, given to another run of the same options, makes that run the same."""
-    bank = shutil.copytree(finished / "bank", tmp_path / "bank")
-    before = {file: file.read_bytes() for file in sorted(bank.rglob("*")) if file.is_file()}
-    rapo(short(policy, tmp_path / "run", hybrid_rollouts=2, bank=bank))
-    assert metrics(tmp_path / "run") == metrics(finished)
-    assert weights(tmp_path / "run") == weights(finished)
-    assert not (tmp_path / "run" / "bank").exists()
-    assert {file: file.read_bytes() for file in sorted(bank.rglob("*")) if file.is_file()} == before
-
-
-_COMMAND = "from learners.run import oracle_bank; oracle_bank._TASKS = 12; from learners.rapo import main; main()"
-
-
-def test_a_run_that_is_killed_and_resumed_is_one_that_was_not(policy, finished, tmp_path):
-    folder = tmp_path / "run"
-    command = [sys.executable, "-c", _COMMAND]
-    child = subprocess.Popen([*command, *short(policy, folder, hybrid_rollouts=2)], stdout=subprocess.DEVNULL)
-    log = folder / "metrics.jsonl"
-    while child.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 1):
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    bank = {file: file.read_bytes() for file in sorted((folder / "bank").rglob("*")) if file.is_file()}
-    rapo(["--resume", str(folder)])
-    assert metrics(folder) == metrics(finished)
-    assert weights(folder) == weights(finished)
-    assert {file: file.read_bytes() for file in sorted((folder / "bank").rglob("*")) if file.is_file()} == bank
-
-
-# What is refused
-
-
-def refused(capsys, *arguments) -> str:
-    with pytest.raises(SystemExit) as caught:
-        rapo([*map(str, arguments)])
-    assert caught.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
-
-
-class Elsewhere:
-    """An embedder whose model is on another machine."""
-
-    name, spec, dimension = "elsewhere", "sentence-transformers:/no/such/model", 4
-
-    def embed(self, texts):
-        return torch.nn.functional.normalize(torch.ones(len(texts), 4)).numpy()
-
-
-def _missing(folder):
-    return folder / "nowhere"
-
-
-def _file(folder):
-    (folder / "bank").write_text("no bank")
-    return folder / "bank"
-
-
-def _hermes(folder):
-    return bank_of(folder, step("key", "value", format="hermes"))
-
-
-def _mixed(folder):
-    return bank_of(folder, step("key", "value", format="hermes"), step("key", "value", format="tag"))
-
-
-def _unnamed(folder):
-    return bank_of(folder, step("key", "value", format=""))
-
-
-def _elsewhere(folder):
-    with TraceBank.create(folder / "bank", embedder=Elsewhere()) as bank:
-        bank.add([step("key", "value", format="tag")])
-    return folder / "bank"
-
-
-@pytest.mark.parametrize(
-    ("make", "says"),
-    [
-        (_missing, "nowhere"),
-        (_file, "bank"),
-        (_hermes, "holds steps of the format 'hermes', but MathTool-v0 is talked to in 'tag'"),
-        (_mixed, "holds steps of the format 'hermes', 'tag', but MathTool-v0 is talked to in 'tag'"),
-        (_unnamed, "holds steps of the format none that it names"),
-        (bank_of, "holds no steps"),
-        (_elsewhere, "its embedder elsewhere cannot be loaded"),
-    ],
-)
-def test_a_bank_that_cannot_be_used_is_refused_before_anything_is_made(capsys, tmp_path, make, says):
-    line = refused(capsys, "--bank", make(tmp_path), "--output", tmp_path / "run")
-    assert "--bank" in line
-    assert says in line
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--hybrid-rollouts", "17"], "--hybrid-rollouts must be from 0 to the --group-size of 16, not 17"),
-        (["--retrieve-probability", "1.01"], "--retrieve-probability must be from 0 to 1, not 1.01"),
-        (["--shaping", "0.5"], "--shaping must be from 0 to the --clip-high of 0.28, not 0.5"),
-    ],
-)
-def test_what_cannot_be_done_is_said_in_one_line(capsys, tmp_path, arguments, says):
-    assert says in refused(capsys, *arguments, "--output", tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_an_environment_without_an_oracle_needs_a_bank(capsys, tmp_path, policy):
-    line = refused(capsys, "--env", "tests/Talk-v0", "--model", policy, "--output", tmp_path / "run")
-    assert "tests/Talk-v0 has none, since it is no ToolEnv: give a bank by --bank" in line
-
-
-def test_tasks_without_an_oracle_need_a_bank(capsys, tmp_path, policy):
-    """Few tasks in a file of the user's own: what is missing is their oracle, not their number."""
-    file = tmp_path / "tasks.jsonl"
-    rows = [{"question": f"Which colour has number {n}?", "answer": "red"} for n in range(5)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    line = refused(capsys, "--tasks", file, "--model", policy, "--output", tmp_path / "run")
-    assert "has no oracle: give a bank by --bank" in line

@@ -183,9 +183,10 @@ def test_a_users_own_environment_trains(tmp_path, monkeypatch):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_demo_learns(tmp_path, seed):
+@pytest.mark.parametrize("learner", ["rapo", "grpo"])
+def test_the_demo_learns(tmp_path, learner, seed):
     cache = {**os.environ, "AGENT_ENVS_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "learners.grpo", "--env", "MathTool-v0", "--seed", str(seed)]
+    command = [sys.executable, "-m", f"learners.{learner}", "--env", "MathTool-v0", "--seed", str(seed)]
     subprocess.run([*command, "--output", str(tmp_path / "run")], check=True, env=cache)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert 0.1 <= summary["success_before"] <= 0.6

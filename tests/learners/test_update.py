@@ -9,9 +9,9 @@ import torch
 from policies import TOKENIZER, full_logprobs, random_policy
 
 from learners.rollout.tree import Leaf, RolloutTree
-from learners.update.batch import Row, Terms, micro_batches, pad, rows_of
-from learners.update.losses import clip_surrogate
-from learners.update.step import UpdateSettings, token_logprobs, update_policy
+from learners.update.batch import Row, Terms, micro_batches, pad, rows_of, terms_of
+from learners.update.losses import TokenLoss, clip_surrogate
+from learners.update.step import UpdateSettings, frozen_logprobs, token_logprobs, update_policy
 
 VOCABULARY = len(TOKENIZER)
 
@@ -146,6 +146,48 @@ def test_several_steps_a_batch_keep_the_old_policy_and_clip():
     assert metrics["clip_low"] + metrics["clip_high"] > 0
     single = learn(random_policy(), rows([0, 1, 2]), UpdateSettings(), learning_rate=2.0)
     assert single["kl_old"] == single["clip_low"] == single["clip_high"] == 0
+
+
+def test_ratios_may_be_taken_to_what_the_trajectories_came_with():
+    """The log-probabilities of these rows are 0, so that −A · log ratio is −A · log π, step after step."""
+    groups, twin = rows([0, 1, 2]), random_policy()
+    flat = [row for rows_ in groups for row in rows_]
+    found = [
+        frozen[row.tokens.policy] for frozen, row in zip(frozen_logprobs(twin, flat, UpdateSettings()), flat, strict=True)
+    ]
+    gains = [row.terms.advantage[row.tokens.policy] for row in flat]
+    expected = -(torch.cat(gains) * torch.cat(found)).mean()
+
+    def likelihood(log_ratio, advantage, ratio_scale):
+        never = torch.zeros_like(log_ratio, dtype=torch.bool)
+        return TokenLoss(-advantage * log_ratio, never, never)
+
+    metrics = []
+    for epochs in (1, 2):
+        optimizer = torch.optim.SGD((model := random_policy()).parameters(), lr=0.0)
+        settings = UpdateSettings(ratio_to="sampler", epochs=epochs)
+        metrics.append(update_policy(model, optimizer, groups, likelihood, settings, orders=[[0, 1, 2]] * epochs))
+        assert metrics[-1]["loss"] == pytest.approx(float(expected), rel=1e-5)
+        assert not metrics[-1].keys() & {"kl_old", "mismatch_mean", "mismatch_max"}  # the trainer's own are not asked
+
+
+def test_terms_of_one_advantage_a_trajectory_stand_at_its_leaf():
+    tree = group(0)
+    tree.leaves[1].fault = "engine: gone"
+    first, third = terms_of(tree, torch.tensor([2.0, -3.0]), "sequence-mean")
+    for terms, leaf, advantage in ((first, tree.leaves[0], 2.0), (third, tree.leaves[2], -3.0)):
+        tokens = tree.tokens(leaf)
+        assert terms.advantage.tolist() == [advantage] * len(tokens.ids)
+        assert terms.weight.tolist() == pytest.approx([1 / int(tokens.policy.sum())] * len(tokens.ids))
+        assert terms.ratio_scale.tolist() == [1.0] * len(tokens.ids)
+
+
+def test_a_trajectory_in_which_the_policy_wrote_nothing_has_terms_that_weigh_nothing():
+    tree = RolloutTree(task_id="t", question="", seed=0, version=0)
+    tree.leaves.append(Leaf(path=(0,), segment=tree.add("prompt", [1, 2, 3], None, turn=0)))
+    for average in ("token-mean", "sequence-mean"):
+        (terms,) = terms_of(tree, torch.ones(1), average)
+        assert not pad(rows_of([tree], [[terms]])[0], torch.device("cpu")).weight.any()
 
 
 def test_the_kl_penalty_pulls_towards_the_reference():
