@@ -310,6 +310,11 @@ def test_a_run_branches_learns_and_says_what_it_executed(finished):
         assert len(trajectories) == 18
         own = [t.tool_calls - (t.path[-2] if len(t.path) > 1 else 0) for t in trajectories]  # Wander calls one a turn
         assert record["tool_calls_executed"] == sum(own) < sum(t.tool_calls for t in trajectories)
+        groups = [trajectories[first : first + 6] for first in (0, 6, 12)]
+        segments = [{segment.id: segment for one in group for segment in one.segments} for group in groups]
+        written = [segment for group in segments for segment in group.values() if segment.author == "policy"]
+        assert record["tokens_generated"] == sum(len(segment.ids) for segment in written)
+        assert record["tokens_generated"] < record["tokens/policy"] * record["trajectories"]
         assert record["branch/turn_1"] > 0
         assert record["grad_norm"] > 0
         assert record["mismatch_max"] < 1e-3
