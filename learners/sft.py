@@ -80,9 +80,7 @@ class SFT(GroupLearner):
 
     config: SFTConfig
     least = 1
-    ratio_to: Literal["trainer", "sampler"] = (
-        "sampler"  # whoever demonstrates does so with probability 1: a log-ratio is log π
-    )
+    ratio_to: Literal["trainer", "sampler"] = "sampler"  # who demonstrates has probability 1: a log-ratio is log π
 
     def __init__(self, config: SFTConfig) -> None:
         super().__init__(config, group_size=1)

@@ -36,8 +36,8 @@ RIGHT = (0.55, 0.25)
 """How often the expert takes the right door, at the signs that it knows and at those that it does not."""
 MISTAKEN = 0.4
 """How often it takes one certain wrong door at signs that it does not know."""
-RARE = 0.001
-FOLLOWS = 0.85
+RARE = 0.06
+FOLLOWS = 0.7
 """How often it does as a step does that fits the situation."""
 
 COPY_STEPS, STEPS, BATCH, EPISODES = 120, 400, 32, 4096

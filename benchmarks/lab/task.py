@@ -9,9 +9,9 @@ in ``<go> red bak</go>``, and the room says what is in it:
     locked ROOM                                    right is to ``unlock`` it; to ``go`` leads on as well, but astray
     end NAME                                       the answer
 
-Behind the first room's doors is one door each, behind that four doors or, in two tasks of five, a locked one, and then the
-end. Rooms behind a wrong door look just like those behind the right one, so that only an episode's end tells. Each word is
-one token for the policy of `lab.policy`.
+In three houses of five one meets a sign, a single door, a sign and the end; in the others three locked doors in a row and
+the end. Rooms behind a wrong door look just like those behind the right one, so that only an episode's end tells. Each word
+is one token for the policy of `lab.policy`.
 """
 
 from __future__ import annotations
@@ -61,28 +61,31 @@ def house_of(question: str) -> House:
     seed = hashlib.blake2b(question.encode(), digest_size=8).digest()
     rng = np.random.default_rng(int.from_bytes(seed, "little"))
     free = [room for room in (ROOMS[index] for index in rng.permutation(len(ROOMS))) if room != start]
-    locked = rng.random() < LOCKED_SHARE
     inside: dict[str, str] = {}
     unlocked: dict[str, str] = {}
 
     def end() -> str:
         return f" end{ROOMS[rng.integers(len(ROOMS))]}"
 
-    def doors() -> tuple[str, list[str]]:
-        behind = [colour + free.pop() for colour in COLOURS]
-        return SIGNS[rng.integers(len(SIGNS))] + "".join(behind), behind
+    def signed() -> tuple[str, list[str]]:
+        doors = [colour + free.pop() for colour in COLOURS]
+        return SIGNS[rng.integers(len(SIGNS))] + "".join(doors), doors
 
-    inside[f" begin{start}"], first = doors()
+    def locked(left: int) -> str:
+        if not left:
+            return end()
+        door = f" locked{free.pop()}"
+        inside[door], unlocked[door] = locked(left - 1), locked(left - 1)
+        return door
+
+    if rng.random() < LOCKED_SHARE:
+        inside[f" begin{start}"] = locked(3)
+        return House(inside, unlocked)
+    inside[f" begin{start}"], first = signed()
     for door in first:
-        second = f" on{free.pop()}"
-        inside[door] = second
-        if locked:
-            third = f" locked{free.pop()}"
-            inside[second] = third
-            inside[third], unlocked[third] = end(), end()
-        else:
-            inside[second], last = doors()
-            inside |= {door: end() for door in last}
+        inside[door] = f" on{free.pop()}"
+        inside[inside[door]], last = signed()
+        inside |= {behind: end() for behind in last}
     return House(inside, unlocked)
 
 

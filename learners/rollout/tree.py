@@ -87,7 +87,8 @@ class RolloutTree:
         question: Its question, as the environment showed it.
         seed: The seed that every episode of the group was reset with.
         version: The policy version that wrote it.
-        notes: What a learner wants counted: (name, number) pairs, of which the metrics hold the means.
+        notes: What a learner wants counted: (name, number) pairs, of which the metrics hold the means, or the largest where
+            the name ends in ``_max``.
         measured: Entropies of each path's tokens, by its leaf's place, from the trainer's own forward pass, [T] each; for
             learners that ask for it.
     """

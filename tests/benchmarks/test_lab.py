@@ -38,10 +38,10 @@ def test_the_right_moves_solve_every_task_in_four_calls():
         texts, success = played(seed)
         assert success
         assert len(texts) == 6
-        first, second, third, last = (text.split()[0] for text in texts[1:5])
-        assert f" {first}" in SIGNS
-        assert (second, last) == ("on", "end")
-        kinds["locked" if third == "locked" else "sign"] += 1
+        met = [text.split()[0] for text in texts[1:5]]
+        locked = met == ["locked", "locked", "locked", "end"]
+        assert locked or (f" {met[0]}" in SIGNS and met[1] == "on" and f" {met[2]}" in SIGNS and met[3] == "end")
+        kinds["locked" if locked else "sign"] += 1
     assert 0.3 < kinds["locked"] / 200 < 0.5  # 0.4, 2.9 standard deviations
 
 
