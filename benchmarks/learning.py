@@ -140,7 +140,9 @@ def retrievals(folder: Path, model: Path) -> dict[str, float]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows that there are, arm by arm and seed by seed."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return sorted(rows, key=lambda row: ([*ARMS].index(row["arm"]), row["seed"]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

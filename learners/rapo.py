@@ -73,7 +73,6 @@ from learners.run.retrieval import Retriever, check_account, keep_account, open_
 from learners.sampling.sampler import Noise
 from learners.update.advantages import group_advantages
 from learners.update.batch import Credit
-from tracebank import Segment
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +189,6 @@ class RAPO(GRPO):
         check_least(config, 1, ["step_entropy_tokens"])
         self.measure = self._hybrid > 0 and config.step_entropy == "mean"
         self._vocabulary = 0  # number of tokens that the policy chooses from; known once it explores
-        self._step_tokens: dict[int, int] = {}  # of the step in a block, by the hash of the block's token ids
         self._warned = False
         self._find_bank()
 
@@ -279,17 +277,14 @@ class RAPO(GRPO):
         hint = self.config.retrieve_hint == "inline"
         there_is_room = episode.insert(retrieved_block(trace, episode.dialect, hint=hint))
         if there_is_room:
-            block = episode.tree.segments[episode.leaf.segment]
-            self._step_tokens[hash(block.ids)] = episode.tokens_of(step_pieces(trace, episode.dialect))
+            episode.leaf.retrieved_tokens += episode.tokens_of(step_pieces(trace, episode.dialect))
         return there_is_room
 
     def _share(self, tree: RolloutTree, leaf: Leaf) -> float:
         """F of a trajectory, by the tokens that the options count."""
-
-        def counted(block: Segment) -> int:
-            return self._step_tokens[hash(block.ids)] if self.config.fret_length == "trace" else len(block.ids)
-
-        return retrieved_share(tree, leaf, counted, with_prompt=self.config.sequence_length == "all")
+        blocks = sum(length for segment, length in tree.path(leaf) if segment.author == "retrieved")
+        retrieved = leaf.retrieved_tokens if self.config.fret_length == "trace" else blocks
+        return retrieved_share(tree, leaf, retrieved, with_prompt=self.config.sequence_length == "all")
 
     def _value(self, tree: RolloutTree, leaf: Leaf) -> float:
         """Z of a trajectory, by the entropies that the options name."""
@@ -336,18 +331,16 @@ def trajectory_value(
     return math.fsum(values) / len(values) if values else 0.0
 
 
-def retrieved_share(tree: RolloutTree, leaf: Leaf, counted: Callable[[Segment], int], *, with_prompt: bool) -> float:
+def retrieved_share(tree: RolloutTree, leaf: Leaf, retrieved: int, *, with_prompt: bool) -> float:
     """F of equation 8: the share of retrieved tokens in a trajectory, from 0 to below 1.
 
     Args:
         tree: The group.
         leaf: One of its trajectories.
-        counted: How many tokens of a retrieved segment count as retrieved.
+        retrieved: How many of its tokens count as retrieved.
         with_prompt: Whether the prompt is a part of the whole.
     """
-    path = tree.path(leaf)
-    retrieved = sum(counted(segment) for segment, _ in path if segment.author == "retrieved")
-    whole = sum(length for segment, length in path if with_prompt or segment.author != "prompt")
+    whole = sum(length for segment, length in tree.path(leaf) if with_prompt or segment.author != "prompt")
     return retrieved / whole if whole else 0.0
 
 

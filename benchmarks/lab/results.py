@@ -1,6 +1,6 @@
 """The lab's rows, as a table and as a picture.
 
-Seeds are what intervals are over: a statistic of all seeds is counted again for 4,000 draws of as many seeds with
+Seeds are what intervals are over: a statistic of all seeds is counted again for 2,000 draws of as many seeds with
 replacement, and the middle 95 % of that is its interval (percentile bootstrap). Arms are compared on the same draws, since
 runs of one seed share their tasks.
 """
@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 COSTS = ("trajectories", "tool_calls", "tokens_generated", "tokens_processed", "seconds")
 """What a curve counts, summed over a run so far, beside the success at that point."""
 
-_DRAWS = 4000
+_DRAWS = 2000
 
 
 class Arms:
@@ -38,6 +38,11 @@ class Arms:
         by_arm = {name: {row["seed"]: row for row in rows if row["arm"] == name} for name in self.names}
         self.seeds = sorted(set.intersection(*(set(runs) for runs in by_arm.values())))
         self.runs = {name: [by_arm[name][seed] for seed in self.seeds] for name in self.names}
+        self._curves = {  # [seeds, evaluations]
+            (name, key): np.array([[point[key] for point in run["curve"]] for run in runs])
+            for name, runs in self.runs.items()
+            for key in (*COSTS, "success")
+        }
         rng = np.random.default_rng(0)
         self._draws = rng.integers(len(self.seeds), size=(_DRAWS, len(self.seeds)))
 
@@ -49,8 +54,8 @@ class Arms:
 
     def final(self, name: str, key: str) -> Callable[[Sequence[int]], float]:
         """The mean of a number of the final evaluation."""
-        values = [run["test"][key] for run in self.runs[name]]
-        return lambda seeds: float(np.mean([values[seed] for seed in seeds]))
+        values = np.array([run["test"][key] for run in self.runs[name]])
+        return lambda seeds: float(values[np.asarray(seeds)].mean())
 
     def gain(self, name: str, key: str) -> Callable[[Sequence[int]], float]:
         """How much better than the baseline's it is, seed by seed."""
@@ -59,9 +64,8 @@ class Arms:
 
     def curve(self, name: str, cost: str, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """The mean cost so far and the mean success at each evaluation."""
-        runs = [self.runs[name][seed]["curve"] for seed in seeds]
-        costs = np.mean([[point[cost] for point in curve] for curve in runs], axis=0)
-        return costs, np.mean([[point["success"] for point in curve] for curve in runs], axis=0)
+        drawn = np.asarray(seeds)
+        return self._curves[name, cost][drawn].mean(axis=0), self._curves[name, "success"][drawn].mean(axis=0)
 
     def success_at(self, name: str, point: int) -> Callable[[Sequence[int]], float]:
         """The mean success at one of the evaluations."""

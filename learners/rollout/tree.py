@@ -32,6 +32,7 @@ class Leaf:
         tool_calls: Calls that were executed.
         policy_faults: Kinds of policy faults, one per occurrence.
         inherited_calls: How many of its tool calls were made before it branched off, and so by another trajectory.
+        retrieved_tokens: Tokens of the steps that were retrieved into it, each by itself, without what stands around it.
     """
 
     path: tuple[int, ...]
@@ -45,6 +46,7 @@ class Leaf:
     tool_calls: int = 0
     policy_faults: list[str] = field(default_factory=list)
     inherited_calls: int = 0
+    retrieved_tokens: int = 0
 
     def branch(self, path: tuple[int, ...]) -> Leaf:
         """A record that goes on from this one on a path of its own."""

@@ -126,6 +126,7 @@ def test_rows_are_read_and_the_environment_is_found_by_its_name(tmp_path):
 
     path = tmp_path / "rows.jsonl"
     assert learning.read(path) == []
-    path.write_text(json.dumps({"arm": "grpo"}) + "\n")
-    assert learning.read(path) == [{"arm": "grpo"}]
+    written = [{"arm": arm, "seed": seed} for arm, seed in (("rapo", 1), ("grpo", 2), ("grpo", 1))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in written))
+    assert learning.read(path) == written[::-1]
     assert gym.make("lab.task:Lab-v0", split="test").unwrapped.split == "test"

@@ -250,27 +250,17 @@ def test_the_released_entropies_are_the_samplers_own_and_need_no_forward_pass():
 # Equation 8: the ratio
 
 
-def in_full(block) -> int:
-    return len(block.ids)
-
-
-def beside(tags):
-    """All but so many tokens of tags around a step."""
-    return lambda block: len(block.ids) - tags
-
-
 LONG = [wrote(*[1] * 3), read(2), retrieved(8), wrote(*[1] * 4), read(2), retrieved(7), wrote(1)]
 """5 tokens of the prompt, then 27, of which 15 are retrieved; without 5 tokens of tags around each step, 3 + 2 are."""
 
 
 @pytest.mark.parametrize(
-    ("counted", "with_prompt", "share"),
-    [(beside(5), True, 5 / 32), (in_full, True, 15 / 32), (beside(5), False, 5 / 27), (in_full, False, 15 / 27)],
+    ("retrieved", "with_prompt", "share"), [(5, True, 5 / 32), (15, True, 15 / 32), (5, False, 5 / 27), (15, False, 15 / 27)]
 )
-def test_the_share_of_retrieved_tokens(counted, with_prompt, share):
+def test_the_share_of_retrieved_tokens(retrieved, with_prompt, share):
     tree = tree_of(LONG, pure())
-    assert retrieved_share(tree, tree.leaves[0], counted, with_prompt=with_prompt) == pytest.approx(share)
-    assert retrieved_share(tree, tree.leaves[1], counted, with_prompt=with_prompt) == 0.0
+    assert retrieved_share(tree, tree.leaves[0], retrieved, with_prompt=with_prompt) == pytest.approx(share)
+    assert retrieved_share(tree, tree.leaves[1], 0, with_prompt=with_prompt) == 0.0
 
 
 @pytest.mark.parametrize(("sequence", "share"), [("all", 15 / 32), ("response", 15 / 27)])
