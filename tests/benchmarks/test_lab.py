@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import gymnasium as gym
+import learning
 import numpy as np
 import pytest
 from lab.results import Arms, first_crossing, table
@@ -122,11 +124,16 @@ def test_seeds_that_an_arm_has_not_run_yet_are_left_out():
 
 
 def test_rows_are_read_and_the_environment_is_found_by_its_name(tmp_path):
-    import learning
-
     path = tmp_path / "rows.jsonl"
     assert learning.read(path) == []
     written = [{"arm": arm, "seed": seed} for arm, seed in (("rapo", 1), ("grpo", 2), ("grpo", 1))]
     path.write_text("".join(json.dumps(row) + "\n" for row in written))
     assert learning.read(path) == written[::-1]
     assert gym.make("lab.task:Lab-v0", split="test").unwrapped.split == "test"
+
+
+def test_the_page_has_the_table_of_the_rows():
+    root = Path(__file__).parents[2]
+    arms = Arms(learning.read(root / "benchmarks" / "learning.jsonl"), "grpo")
+    page = (root / "docs" / "learners.md").read_text()
+    assert table(arms) in page, "python benchmarks/learning.py --table prints the right one"
