@@ -93,7 +93,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
 
 def _summary(path: Path, tally: Tally) -> dict[str, float]:
     attempts: dict[int, list[bool]] = {}
-    for trajectory in read_trajectories(path):
+    for trajectory in read_trajectories(path, segments=False):
         if not trajectory.fault:
             attempts.setdefault(trajectory.step, []).append(trajectory.success)
     if not attempts:

@@ -225,11 +225,12 @@ class Trajectory:
         return _trajectory(record)
 
 
-def read_trajectories(path: str | Path) -> Iterator[Trajectory]:
+def read_trajectories(path: str | Path, *, segments: bool = True) -> Iterator[Trajectory]:
     """Reads a file of trajectories, one at a time.
 
     Args:
         path: A file with one trajectory a line; blank lines are passed over.
+        segments: Whether to read the tokens too.
 
     Raises:
         TrajectoryError: A line that is no trajectory; the message starts with the file and the line number.
@@ -239,7 +240,7 @@ def read_trajectories(path: str | Path) -> Iterator[Trajectory]:
             if not line.strip():
                 continue
             try:
-                yield Trajectory.from_json(line.decode("utf-8"))
+                yield Trajectory.from_json(line.decode("utf-8"), segments=segments)
             except (TrajectoryError, UnicodeDecodeError) as error:
                 raise TrajectoryError(f"{path}, line {number}: {error}") from None
 

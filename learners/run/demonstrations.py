@@ -20,7 +20,7 @@ from agent_envs.moves import Call
 from learners.rollout.episode import Dialect
 from learners.rollout.rendering import Renderer
 from learners.run.config import UsageError
-from tracebank import BankError, StepTrace, TraceBank, Trajectory, TrajectoryError, Turn, render_history
+from tracebank import BankError, StepTrace, TraceBank, Trajectory, TrajectoryError, Turn, read_trajectories, render_history
 from tracebank.build import trajectory_files
 from tracebank.step import normalise_question
 from tracebank.trajectory import Author, write_trajectories
@@ -125,19 +125,9 @@ def _read(bank: str | None, files: Sequence[str], dialect: Dialect, dropped: Cou
     for name in files:
         try:
             for path in trajectory_files(name):
-                yield from _of_file(path)
+                yield from read_trajectories(path, segments=False)
         except (OSError, TrajectoryError) as problem:
             raise UsageError(f"--trajectories {problem}") from None
-
-
-def _of_file(path: Path) -> Iterator[Trajectory]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    yield Trajectory.from_json(line.decode(), segments=False)
-                except (TrajectoryError, UnicodeDecodeError) as problem:
-                    raise TrajectoryError(f"{path}, line {number}: {problem}") from None
 
 
 def _of_bank(bank: TraceBank, dialect: Dialect, dropped: Counter[str]) -> Iterator[Trajectory]:
