@@ -61,11 +61,13 @@ class PlayConfig:
     max_fault_share: float = 0.1
     """The run stops when a larger share of a batch's trajectories ends in environment faults."""
 
-    sampler: Literal["auto", "transformers"] = "auto"
-    """What samples: transformers (in process). auto takes the strongest that works."""
-    entropy: EntropyKind = "full"
+    sampler: Literal["auto", "transformers", "vllm"] = "auto"
+    """What samples: transformers (in process) or vllm (its engine, which the extra vllm installs). auto takes vllm where it
+    is installed, the policy is on a GPU, and neither bit-equal reruns nor full entropies are asked for."""
+    entropy: Literal["auto"] | EntropyKind = "auto"
     """What the sampler's entropies are: of the whole vocabulary, the middle of what the likeliest tokens leave possible,
-    those tokens' part of the sum (the papers' released codes), or the sampled token's surprisal."""
+    those tokens' part of the sum (the papers' released codes), or the sampled token's surprisal. auto: full, or top-k from
+    vllm, which cannot tell the first."""
     entropy_top: int = 20
     """How many of the likeliest tokens top-k and top-k-sum look at."""
     device: str = "auto"
@@ -148,7 +150,10 @@ class RunConfig(PlayConfig):
     minibatch_groups: int | None = None
     """Groups an optimiser step; 0: the whole batch. Default: 4, or the whole batch where that is less."""
     micro_tokens: int = 4096
-    """Padded tokens in one forward and backward pass; changes memory, not results."""
+    """Tokens in one forward and backward pass, padding included; changes memory, not results."""
+    update: Literal["tree", "padded"] = "tree"
+    """What forward and backward passes run over: trees, in which tokens that trajectories share are computed once, or each
+    trajectory by itself, padded to the longest. Changes time and memory, not results."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
 

@@ -7,9 +7,11 @@ was played, and when environment faults are too many.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium as gym
@@ -22,11 +24,13 @@ from learners.rollout.episode import Limits
 from learners.rollout.rendering import Renderer, TokenizerError
 from learners.rollout.tree import RolloutTree
 from learners.run.config import PlayConfig, UsageError
-from learners.run.policy import end_ids, is_deterministic, load_policy
+from learners.run.policy import device_of, end_ids, is_deterministic, load_policy
 from learners.run.report import stage_progress
 from learners.sampling.sampler import Sampler
 from learners.sampling.transformers import TransformersSampler
 from tracebank.trajectory import Trajectory
+
+logger = logging.getLogger(__name__)
 
 PHASES = {"train": 0, "sampled": 1, "greedy": 2, "collect": 3}
 """First number of every place in a run: what is drawn for one phase is never drawn for another."""
@@ -72,17 +76,59 @@ def open_policy(config: PlayConfig, make_env: Callable[[], gym.Env[Any, Any]]) -
 
 
 def open_sampler(config: PlayConfig, policy: Policy) -> Sampler:
-    """What samples from the policy."""
+    """What samples from the policy.
+
+    Raises:
+        UsageError: The sampler that was asked for is not installed, or cannot do what else was asked for.
+    """
     model, tokenizer = policy.model, policy.tokenizer
+    ends = end_ids(model, tokenizer)
+    if _takes_vllm(config):
+        from learners.sampling.vllm import VllmSampler  # an extra, which takes seconds to load
+
+        sampler: Sampler = VllmSampler(
+            model,
+            tokenizer,
+            seed=config.seed,
+            eos=ends,
+            length=config.total_tokens,
+            concurrency=config.concurrency,
+            entropy="top-k" if config.entropy == "auto" else config.entropy,
+            entropy_top=config.entropy_top,
+        )
+        return sampler
     return TransformersSampler(
         model,
         tokenizer,
         seed=config.seed,
-        eos=end_ids(model, tokenizer),
+        eos=ends,
         deterministic=is_deterministic(config),
-        entropy=config.entropy,
+        entropy="full" if config.entropy == "auto" else config.entropy,
         entropy_top=config.entropy_top,
     )
+
+
+def _takes_vllm(config: PlayConfig) -> bool:
+    """Whether vLLM samples. Where it was asked for and cannot, that is an error; ``auto`` says what it took and why."""
+    refusal = _refusal_of_vllm(config)
+    if config.sampler == "vllm" and refusal:
+        raise UsageError(f"--sampler vllm: {refusal}; or use --sampler transformers")
+    if config.sampler == "auto":
+        if not refusal and device_of(config).type != "cuda":
+            refusal = "the policy is not on a GPU: ask for vLLM by --sampler vllm"
+        logger.info("sampler: %s", f"transformers; {refusal}" if refusal else "vllm, which is installed, and there is a GPU")
+    return not refusal and config.sampler != "transformers"
+
+
+def _refusal_of_vllm(config: PlayConfig) -> str:
+    """Why vLLM cannot sample in this run, or ""."""
+    if find_spec("vllm") is None:
+        return "vLLM is not installed here: pip install 'agent-envs[vllm]'"
+    if is_deterministic(config):
+        return "it cannot promise bit-equal reruns: give them up by --no-deterministic"
+    if config.entropy == "full":
+        return "it tells no entropies of the whole vocabulary: use --entropy top-k"
+    return ""
 
 
 def open_engine(

@@ -237,6 +237,7 @@ class _Run:
             temperature=config.temperature,
             kl_coefficient=self._learner.kl_coefficient,
             ratio_to=self._learner.ratio_to,
+            layout=config.update,
         )
 
     def _measure(self, trees: Sequence[RolloutTree]) -> None:

@@ -1,12 +1,13 @@
-"""From rollout trees and a learner's credit to the padded batches that an update runs over.
+"""From rollout trees and a learner's credit to the rows that an update runs over.
 
-``Terms`` is what a learner says about each token of a trajectory; ``Row`` joins it with the tokens; ``pad`` makes rectangles
-of rows. Rows of one group stay together, so that a mini-batch is made of whole groups.
+``Terms`` is what a learner says about each token of a trajectory; ``Row`` joins it with the tokens. Rows of one group stay
+together, so that a mini-batch is made of whole groups. ``flat`` lines up what the policy wrote in some rows, for the loss;
+``pad`` makes a rectangle of them, for the model (`learners.update.packing` makes trees instead).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,24 +50,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Flat:
+    """The N tokens that the policy wrote in some rows, one row after the other.
+
+    Args:
+        advantage, weight, ratio_scale: The rows' terms, [N].
+        sampled_logprobs: The sampler's log-probabilities, [N].
+    """
+
+    advantage: torch.Tensor
+    weight: torch.Tensor
+    ratio_scale: torch.Tensor
+    sampled_logprobs: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """R rows padded on the right to the longest, L tokens.
 
     Args:
         ids: Token ids, [R, L]; 0 where padded.
         real: True where a token is, [R, L].
-        policy: True where the policy is the author, [R, L].
-        advantage, weight, ratio_scale: The rows' terms, [R, L]; weight is 0 wherever the policy is not the author.
-        sampled_logprobs: The sampler's log-probabilities, [R, L].
     """
 
     ids: torch.Tensor
     real: torch.Tensor
-    policy: torch.Tensor
-    advantage: torch.Tensor
-    weight: torch.Tensor
-    ratio_scale: torch.Tensor
-    sampled_logprobs: torch.Tensor
 
 
 def terms_of(tree: RolloutTree, advantages: torch.Tensor, average: Average = "token-mean") -> list[Terms]:
@@ -93,6 +101,20 @@ def rows_of(trees: Sequence[RolloutTree], credit: Credit) -> list[list[Row]]:
     ]
 
 
+def flat(rows: Sequence[Row], device: torch.device) -> Flat:
+    """Lines up what the policy wrote in some rows."""
+
+    def written(values: Callable[[Row], torch.Tensor]) -> torch.Tensor:
+        return torch.cat([values(row)[row.tokens.policy] for row in rows]).to(device)
+
+    return Flat(
+        advantage=written(lambda row: row.terms.advantage),
+        weight=written(lambda row: row.terms.weight),
+        ratio_scale=written(lambda row: row.terms.ratio_scale),
+        sampled_logprobs=written(lambda row: row.tokens.logprobs),
+    )
+
+
 def pad(rows: Sequence[Row], device: torch.device) -> Batch:
     """Pads rows to a rectangle."""
 
@@ -102,11 +124,6 @@ def pad(rows: Sequence[Row], device: torch.device) -> Batch:
     return Batch(
         ids=stack([row.tokens.ids for row in rows]),
         real=stack([torch.ones(len(row.tokens.ids), dtype=torch.bool) for row in rows]),
-        policy=stack([row.tokens.policy for row in rows]),
-        advantage=stack([row.terms.advantage for row in rows]),
-        weight=stack([row.terms.weight * row.tokens.policy for row in rows]),
-        ratio_scale=stack([row.terms.ratio_scale for row in rows]),
-        sampled_logprobs=stack([row.tokens.logprobs for row in rows]),
     )
 
 

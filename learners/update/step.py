@@ -2,20 +2,25 @@
 
 Nothing here knows an algorithm: advantages, weights and ratio scales come with the rows, the surrogate is a function. The
 loss of a mini-batch is normalised over the whole of it before it is cut to micro-batches, so their size changes nothing.
+
+The forward passes run over trees, in which what rows share is computed once (`learners.update.packing`), or over padded
+rows. The loss is the same either way, and knows nothing of it: it is taken of every token of every row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
-from learners.update.batch import Batch, Row, micro_batches, pad
+from learners.update.batch import Row, flat, micro_batches, pad
 from learners.update.losses import TokenLoss, kl_penalty, weighted_mean
+from learners.update.packing import packs, side_by_side, stacked, tree_attention, tree_logprobs, worth_of_a_token
 
 BoundSurrogate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], TokenLoss]
 """A surrogate with its options bound: (log ratio [N], advantage [N], ratio scale [N]) -> the loss of each of N tokens."""
@@ -28,12 +33,13 @@ class UpdateSettings:
     Args:
         epochs: Passes over the batch.
         minibatch_groups: Groups an optimiser step; 0 takes the whole batch.
-        micro_tokens: Padded tokens in one forward and backward pass.
+        micro_tokens: Tokens in one forward and backward pass, padding included; a single row may have more.
         max_grad_norm: Gradients are scaled down to this norm.
         temperature: The sampling temperature, which log-probabilities are taken at.
         kl_coefficient: Weight of the KL penalty towards the reference policy; 0 needs no reference.
         ratio_to: Whose log-probabilities the ratio of a token is taken to: those of the trainer before the batch, or those
             that the rows came with.
+        layout: Whether forward passes run over trees, each shared token once, or over padded rows.
     """
 
     epochs: int = 1
@@ -43,6 +49,7 @@ class UpdateSettings:
     temperature: float = 1.0
     kl_coefficient: float = 0.0
     ratio_to: Literal["trainer", "sampler"] = "trainer"
+    layout: Literal["tree", "padded"] = "padded"
 
 
 def token_logprobs(
@@ -68,23 +75,53 @@ def token_logprobs(
     return torch.nn.functional.pad(logprobs, (1, 0)), torch.nn.functional.pad(entropies, (1, 0))
 
 
+def _passes(
+    model: PreTrainedModel, rows: Sequence[Row], wanted: Sequence[torch.Tensor], settings: UpdateSettings
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Forward passes over rows, one at a time: which rows, and of the N wanted tokens of one after the other the
+    log-probabilities and entropies, [N] each. ``wanted`` are some of the tokens of each row, [T] bool each."""
+    if settings.layout == "padded":
+        for indices in micro_batches(rows, settings.micro_tokens):
+            batch = pad([rows[index] for index in indices], model.device)
+            logprobs, entropies = token_logprobs(model, batch.ids, batch.real, settings.temperature)
+            masks = torch.nn.utils.rnn.pad_sequence([wanted[index] for index in indices], batch_first=True)
+            masks = masks.to(model.device)
+            yield indices, logprobs[masks], entropies[masks]
+        return
+    trees = packs([row.tokens.ids for row in rows], settings.micro_tokens, worth_of_a_token(model))
+    for chosen in side_by_side(trees, settings.micro_tokens):
+        forest = stacked(chosen, model.device)
+        found = tree_logprobs(model, forest, [wanted[index] for index in forest.rows], settings.temperature)
+        yield forest.rows, *found
+
+
+def _attention(model: PreTrainedModel, settings: UpdateSettings) -> AbstractContextManager[None]:
+    return tree_attention(model) if settings.layout == "tree" else nullcontext()
+
+
 def frozen_logprobs(model: PreTrainedModel, rows: Sequence[Row], settings: UpdateSettings) -> list[torch.Tensor]:
-    """Each row's log-probabilities under the present weights, [T] each, in the rows' order."""
-    return [logprobs for logprobs, _ in measured(model, rows, settings)]
+    """Log-probabilities under the present weights of what the policy wrote in each row, in the rows' order."""
+    return [logprobs for logprobs, _ in _frozen(model, rows, [row.tokens.policy for row in rows], settings)]
 
 
-@torch.no_grad()
 def measured(
     model: PreTrainedModel, rows: Sequence[Row], settings: UpdateSettings
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Each row's log-probabilities and entropies (`token_logprobs`) under the present weights, [T] each, in order."""
+    return _frozen(model, rows, [torch.ones(len(row.tokens.ids), dtype=torch.bool) for row in rows], settings)
+
+
+@torch.no_grad()
+def _frozen(
+    model: PreTrainedModel, rows: Sequence[Row], wanted: Sequence[torch.Tensor], settings: UpdateSettings
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    counts = [int(mask.sum()) for mask in wanted]
     found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    for indices in micro_batches(rows, settings.micro_tokens):
-        batch = pad([rows[index] for index in indices], model.device)
-        logprobs, entropies = token_logprobs(model, batch.ids, batch.real, settings.temperature)
-        for place, index in enumerate(indices):
-            length = len(rows[index].tokens.ids)
-            found[index] = logprobs[place, :length], entropies[place, :length]
+    with _attention(model, settings):
+        for indices, *values in _passes(model, rows, wanted, settings):
+            sizes = [counts[index] for index in indices]
+            logprobs, entropies = (value.split(sizes) for value in values)
+            found |= dict(zip(indices, zip(logprobs, entropies, strict=True), strict=True))
     return [found[index] for index in range(len(rows))]
 
 
@@ -115,7 +152,19 @@ def update_policy(
         (k3 estimate to the policy that sampled), ``mismatch_mean`` and ``mismatch_max`` (|Δ log p| between the trainer and
         the sampler, over the policy that sampled).
     """
-    orders = [list(order) for order in orders]
+    with _attention(model, settings):
+        return _update(model, optimizer, groups, surrogate, settings, [list(order) for order in orders], reference)
+
+
+def _update(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    groups: Sequence[Sequence[Row]],
+    surrogate: BoundSurrogate,
+    settings: UpdateSettings,
+    orders: Sequence[Sequence[int]],
+    reference: PreTrainedModel | None,
+) -> dict[str, float]:
     size = settings.minibatch_groups or len(groups)
     minibatches = [order[start : start + size] for order in orders for start in range(0, len(order), size)]
     rows = [row for group in groups for row in group]
@@ -135,22 +184,20 @@ def update_policy(
         part = [rows[index] for index in chosen]
         weight = math.fsum(float((row.terms.weight * row.tokens.policy).sum()) for row in part)
         optimizer.zero_grad(set_to_none=True)
-        for indices in micro_batches(part, settings.micro_tokens):
-            batch = pad([part[index] for index in indices], model.device)
-            logprobs, entropies = token_logprobs(model, batch.ids, batch.real, settings.temperature)
-            logprobs, entropies = logprobs[batch.policy], entropies[batch.policy]
-            sampled = batch.sampled_logprobs[batch.policy]
+        for indices, logprobs, entropies in _passes(model, part, [row.tokens.policy for row in part], settings):
+            terms = flat([part[index] for index in indices], model.device)
+            sampled = terms.sampled_logprobs
             if old is not None:
-                before = _at(batch, old, [chosen[index] for index in indices])
+                before = torch.cat([old[chosen[index]] for index in indices])
             else:
                 before = sampled if recorded else logprobs.detach()
-            token_loss = surrogate(logprobs - before, batch.advantage[batch.policy], batch.ratio_scale[batch.policy])
+            token_loss = surrogate(logprobs - before, terms.advantage, terms.ratio_scale)
             losses = token_loss.loss
             if anchor is not None:
-                penalty = kl_penalty(logprobs, _at(batch, anchor, [chosen[index] for index in indices]))
+                penalty = kl_penalty(logprobs, torch.cat([anchor[chosen[index]] for index in indices]))
                 losses = losses + settings.kl_coefficient * penalty
                 totals["kl_reference"] += float(penalty.detach().sum())
-            loss = weighted_mean(losses, batch.weight[batch.policy], total=weight)
+            loss = weighted_mean(losses, terms.weight, total=weight)
             loss.backward()
             with torch.no_grad():
                 tokens += len(losses)
@@ -173,9 +220,3 @@ def update_policy(
     if anchor is not None:
         metrics["kl_reference"] = totals["kl_reference"] / tokens
     return metrics
-
-
-def _at(batch: Batch, values: list[torch.Tensor], indices: list[int]) -> torch.Tensor:
-    """The rows' values at the batch's policy tokens, [N]."""
-    padded = torch.nn.utils.rnn.pad_sequence([values[index] for index in indices], batch_first=True)
-    return padded[batch.policy]

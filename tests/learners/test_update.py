@@ -9,7 +9,7 @@ import torch
 from policies import TOKENIZER, full_logprobs, random_policy
 
 from learners.rollout.tree import Leaf, RolloutTree
-from learners.update.batch import Row, Terms, micro_batches, pad, rows_of, terms_of
+from learners.update.batch import Row, Terms, flat, micro_batches, pad, rows_of, terms_of
 from learners.update.losses import TokenLoss, clip_surrogate
 from learners.update.step import UpdateSettings, frozen_logprobs, token_logprobs, update_policy
 
@@ -151,11 +151,9 @@ def test_several_steps_a_batch_keep_the_old_policy_and_clip():
 def test_ratios_may_be_taken_to_what_the_trajectories_came_with():
     """The log-probabilities of these rows are 0, so that −A · log ratio is −A · log π, step after step."""
     groups, twin = rows([0, 1, 2]), random_policy()
-    flat = [row for rows_ in groups for row in rows_]
-    found = [
-        frozen[row.tokens.policy] for frozen, row in zip(frozen_logprobs(twin, flat, UpdateSettings()), flat, strict=True)
-    ]
-    gains = [row.terms.advantage[row.tokens.policy] for row in flat]
+    parts = [row for rows_ in groups for row in rows_]
+    found = frozen_logprobs(twin, parts, UpdateSettings())
+    gains = [row.terms.advantage[row.tokens.policy] for row in parts]
     expected = -(torch.cat(gains) * torch.cat(found)).mean()
 
     def likelihood(log_ratio, advantage, ratio_scale):
@@ -187,7 +185,7 @@ def test_a_trajectory_in_which_the_policy_wrote_nothing_has_terms_that_weigh_not
     tree.leaves.append(Leaf(path=(0,), segment=tree.add("prompt", [1, 2, 3], None, turn=0)))
     for average in ("token-mean", "sequence-mean"):
         (terms,) = terms_of(tree, torch.ones(1), average)
-        assert not pad(rows_of([tree], [[terms]])[0], torch.device("cpu")).weight.any()
+        assert not flat(rows_of([tree], [[terms]])[0], torch.device("cpu")).weight.any()
 
 
 def test_the_kl_penalty_pulls_towards_the_reference():

@@ -1,0 +1,249 @@
+"""vLLM's engine on an event loop of its own: requests, weights, memory, and its end.
+
+The engine's front end is asyncio, and bound to the loop that it began on; what it computes, it computes in processes of its
+own. So that a sampler can be used from one event loop after another, and told of new weights from where nothing can be
+awaited, the front end lives on a loop in a thread here. Results go to whoever asked by ``call_soon_threadsafe``.
+
+Weights travel as a checkpoint in a temporary folder (TMPDIR says where): the same files and the same code for the first
+weights and for every later ones, for one device and for several.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import os
+import tempfile
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.platforms import current_platform
+from vllm.v1.engine.async_llm import AsyncLLM
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_MOST_AT_ONCE = 1024  # sequences in a batch; more than the tokens of one vLLM refuses
+_PATIENCE = 10.0  # seconds within which abandoned requests have given back what they hold, and processes have ended
+
+
+class VllmEngine:
+    """The engine, from its start to `close`.
+
+    Args:
+        model: The policy: its configuration, number format and first weights.
+        length: Tokens of the longest sequence.
+        concurrency: Sequences that are advanced at once.
+        logprobs: The most log-probabilities a token that are ever asked for.
+        memory: Share of a GPU's memory that weights and caches may take; of the machine's, on CPU, the caches.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, length: int, concurrency: int, logprobs: int, memory: float) -> None:
+        self._model = model
+        self._asleep = False
+        self.can_sleep = not current_platform.is_cpu()
+        self._running: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        thread.start()
+        self._started: list[AsyncLLM] = []  # what the finaliser ends; it must not hold on to this object
+        self._end = weakref.finalize(self, _shut_down, self._loop, thread, self._started)
+        try:
+            with _checkpoint(model, dict(model.named_parameters())) as folder:
+                arguments = AsyncEngineArgs(
+                    model=str(folder),
+                    skip_tokenizer_init=True,  # ids in, ids out
+                    generation_config="vllm",  # nothing that the model's publisher recommends
+                    dtype=str(model.dtype).removeprefix("torch."),
+                    max_model_len=length,
+                    max_num_seqs=min(concurrency, _MOST_AT_ONCE),
+                    max_logprobs=logprobs,
+                    logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
+                    enable_prefix_caching=True,
+                    disable_log_stats=True,
+                    use_tqdm_on_load=False,
+                    worker_extension_cls="learners.sampling.vllm_worker.WorkerExtension",
+                    **_device_arguments(model, length * concurrency, memory),
+                )
+                self._started.append(self._call(_start(arguments)))
+            self._call(self._llm.collective_rpc("end_with", args=(os.getpid(),)))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def _llm(self) -> AsyncLLM:
+        return self._started[0]
+
+    def request(
+        self,
+        name: str,
+        ids: Sequence[int],
+        parameters: SamplingParams,
+        deliver: Callable[[Any], object],
+        fail: Callable[[Exception], object],
+    ) -> concurrent.futures.Future[None]:
+        """Asks for a continuation.
+
+        Args:
+            name: Unique among all requests.
+            ids: The tokens to go on from.
+            parameters: How.
+            deliver: Called in the engine's thread with each `vllm.outputs.CompletionOutput`.
+            fail: Called there with what kept the request from its end.
+
+        Returns:
+            Cancelling it aborts the request.
+        """
+        return asyncio.run_coroutine_threadsafe(self._serve(name, ids, parameters, deliver, fail), self._loop)
+
+    def load_weights(self, parameters: dict[str, torch.Tensor]) -> None:
+        """Takes up new weights, by the names that they have in the model, and forgets what was cached under the old ones."""
+        with _checkpoint(self._model, parameters) as folder:
+            self._call(self._reload(folder))
+
+    def sleep(self) -> None:
+        """Moves the weights to the machine's memory and drops the caches."""
+        if not self._asleep:
+            self._call(self._sleep())
+
+    def wake(self) -> None:
+        """Ends what `sleep` began."""
+        if self._asleep:
+            self._call(self._wake())
+
+    def close(self) -> None:
+        """Ends the engine and its processes. Twice is fine; it happens by itself when the interpreter exits."""
+        self._end()
+
+    def _call(self, job: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(job, self._loop).result()
+
+    async def _serve(
+        self,
+        name: str,
+        ids: Sequence[int],
+        parameters: SamplingParams,
+        deliver: Callable[[Any], object],
+        fail: Callable[[Exception], object],
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            async with aclosing(self._llm.generate({"prompt_token_ids": list(ids)}, parameters, name)) as outputs:
+                async for output in outputs:
+                    deliver(output.outputs[0])
+        except Exception as problem:
+            fail(problem)
+        finally:
+            self._running.discard(task)
+
+    async def _idle(self) -> None:
+        """Waits until the requests that were cancelled have been aborted."""
+        while self._running:
+            await asyncio.wait(set(self._running))
+
+    async def _reload(self, folder: Path) -> None:
+        await self._idle()
+        await self._wake()
+        await self._llm.collective_rpc("take_weights", args=(str(folder),))
+        await _until(self._llm.reset_prefix_cache, "vLLM kept its prefix cache although no request is live")
+
+    async def _sleep(self) -> None:
+        await self._idle()
+        await self._llm.sleep(level=1)
+        self._asleep = True
+
+    async def _wake(self) -> None:
+        if self._asleep:
+            await self._llm.wake_up()
+            self._asleep = False
+
+
+async def _until(attempt: Callable[[], Awaitable[bool]], otherwise: str) -> None:
+    """Attempts something until it succeeds: what an aborted request held is given back a moment later."""
+    deadline = asyncio.get_running_loop().time() + _PATIENCE
+    while not await attempt():
+        if asyncio.get_running_loop().time() > deadline:
+            raise RuntimeError(f"{otherwise}; waited {_PATIENCE:g} s")
+        await asyncio.sleep(0.01)
+
+
+async def _start(arguments: AsyncEngineArgs) -> AsyncLLM:
+    # vLLM writes to the environment for its processes' sake; the tools of this one are to inherit none of it.
+    before = dict(os.environ)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork would copy threads' locks without the threads
+    if current_platform.is_cpu():
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling the sampler's small loops takes half a minute
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+    try:
+        return AsyncLLM.from_engine_args(arguments)
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _device_arguments(model: PreTrainedModel, tokens: int, memory: float) -> dict[str, Any]:
+    if not current_platform.is_cpu():
+        return {"gpu_memory_utilization": memory, "enable_sleep_mode": True}
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    needed = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize * tokens
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Blocks are what is shared and given out: a prompt shorter than one is computed again by every branch.
+    return {"enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": min(2 * needed, int(memory * machine))}
+
+
+@contextlib.contextmanager
+def _checkpoint(model: PreTrainedModel, parameters: dict[str, torch.Tensor]) -> Iterator[Path]:
+    """A folder with these weights as the model's."""
+    with tempfile.TemporaryDirectory(prefix="weights-") as folder:
+        with _no_progress_bar():
+            model.save_pretrained(folder, state_dict={name: tensor.detach() for name, tensor in parameters.items()})
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _shut_down(loop: asyncio.AbstractEventLoop, thread: threading.Thread, started: list[AsyncLLM]) -> None:
+    """Ends an engine, its loop and its thread."""
+    if threading.current_thread() is thread:  # the last reference was a request's
+        threading.Thread(target=_shut_down, args=(loop, thread, started), name="vllm end").start()
+        return
+
+    async def last() -> None:
+        rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        while started:
+            started.pop().shutdown(timeout=_PATIENCE)
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    asyncio.run_coroutine_threadsafe(last(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
