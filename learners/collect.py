@@ -160,8 +160,12 @@ class _Policy:
     def __init__(self, config: CollectConfig, make_env: Callable[[], gym.Env[Any, Any]]) -> None:
         self._config = config
         policy = open_policy(config, make_env)
-        self._engine = open_engine(config, make_env, policy, open_sampler(config, policy), group_size=config.n)
-        self.close = self._engine.close
+        self._sampler = open_sampler(config, policy)
+        self._engine = open_engine(config, make_env, policy, self._sampler, group_size=config.n)
+
+    def close(self) -> None:
+        self._engine.close()
+        self._sampler.close()
 
     def due(self, tasks: Sequence[Chosen], held: Callable[[Chosen], bool]) -> list[Chosen]:
         """The tasks to play: those that are missing. Deterministic groups are played again with all of their wave."""

@@ -148,6 +148,7 @@ class _Run:
     def close(self) -> None:
         for engine in self._engines.values():
             engine.close()
+        self._sampler.close()
 
     async def to_the_end(self) -> dict[str, Any]:
         config = self._config
@@ -165,6 +166,7 @@ class _Run:
     async def _one_step(self) -> None:
         config, begun = self._config, time.monotonic()
         trees, played = await self._play_batch()
+        self._sampler.release_memory()  # the update may need it
         metrics = rollout_metrics(played)
         metrics["groups"], metrics["refused"] = float(len(trees)), float(len(played) - len(trees))
         rolled_out = time.monotonic()

@@ -1,4 +1,5 @@
 """Samplers: what turns token ids into a continuation with log-probabilities and entropies.
 
-``sampler`` is the contract, ``transformers`` the default. Nothing in this room knows an environment or an algorithm.
+``sampler`` is the contract, ``transformers`` samples in process, ``vllm`` by its engine. Nothing in this room knows an
+environment or an algorithm.
 """

@@ -121,7 +121,10 @@ class Sampler(Protocol):
         """Takes new weights. No stream may be live: its cache would be of another policy."""
 
     def release_memory(self) -> None:
-        """Gives back what is only needed while sampling; the next `start` takes it again."""
+        """Gives back what is only needed while sampling; the next `start` takes it again. No stream may be live."""
+
+    def close(self) -> None:
+        """Ends the sampler and all that it began. Twice is fine."""
 
 
 class Noise:

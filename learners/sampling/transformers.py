@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from learners.sampling.ending import Ending
 from learners.sampling.entropy import EntropyKind, sampled_entropy
 from learners.sampling.sampler import Continuation, Decoding, Noise, StopReason
 from learners.sampling.slots import SlotCache, check_full_attention
@@ -82,6 +83,12 @@ class TransformersSampler:
             raise RuntimeError(f"{len(self._live)} streams are live: end them before the caches are dropped")
         self._collect()
         self._cache.release()
+
+    def close(self) -> None:
+        """Ends the sampler's thread; live streams end with it. Twice is fine."""
+        for stream in list(self._live):
+            stream.cancel()
+        self._thread.shutdown()
 
     # The loop that advances all streams. It ends when nobody waits, and is started again by the next `decode`.
 
@@ -164,21 +171,7 @@ class TransformersSampler:
         entropies = sampled_entropy(self.entropy, logprobs, chosen[:, 0], self._entropy_top, probabilities=probabilities)
         rows = zip(batch, chosen[:, 0].tolist(), chances, entropies.tolist(), strict=True)
         for stream, token, chance, entropy in rows:
-            stream.take(token, chance, entropy, self._ending(stream, token))
-
-    def _ending(self, stream: _Stream, token: int) -> StopReason | None:
-        """Whether this token ends the action. Stop strings are looked for in the tokens' own texts, joined."""
-        if token in self._eos:
-            return "eos"
-        if token not in self._token_texts:
-            self._token_texts[token] = self._decode([token])
-        text = self._token_texts[token]
-        stop = stream.decoding.stop
-        if stop:
-            stream.tail = (stream.tail + text)[-(max(map(len, stop)) + len(text)) :]
-            if any(string in stream.tail for string in stop):
-                return "stop"
-        return "length" if stream.written + 1 >= stream.decoding.max_tokens else None
+            stream.take(token, chance, entropy)
 
     def _prefill(self, streams: list[_Stream]) -> None:
         """Caches all but the last token of each stream. What streams have in common is computed once and copied."""
@@ -234,6 +227,11 @@ class TransformersSampler:
             stream.report()
         self._decoding = [stream for stream in self._decoding if stream.stop is None]
 
+    def _text_of(self, token: int) -> str:
+        if token not in self._token_texts:
+            self._token_texts[token] = self._decode([token])
+        return self._token_texts[token]
+
     def _text(self, ids: Sequence[int]) -> str:
         shown = ids[:-1] if ids and ids[-1] in self._eos else ids
         return self._decode(list(shown))
@@ -262,7 +260,6 @@ class _Stream:
         self.stop: StopReason | None = "stop"
         self._begin = 0
         self.written = 0
-        self.tail = ""
         self._logprobs: list[float] = []
         self._entropies: list[float] = []
         self._waiters: list[tuple[int | None, asyncio.Future[None]]] = []
@@ -281,7 +278,8 @@ class _Stream:
             raise RuntimeError("an action is already being decoded: wait for rest() first")
         if not self.ids:
             raise ValueError("there is nothing to go on from: append at least one token first")
-        self.decoding, self.stop, self.written, self.tail = decoding, None, 0, ""
+        self.decoding, self.stop, self.written = decoding, None, 0
+        self._ending = Ending(decoding, self._sampler._eos, self._sampler._text_of)
         self._begin, self._logprobs, self._entropies = len(self.ids), [], []
         self._sampler._ask(self)
 
@@ -329,13 +327,13 @@ class _Stream:
             self._waiters.append((count, waiter))
             await waiter
 
-    def take(self, token: int, logprob: float, entropy: float, stop: StopReason | None) -> None:
+    def take(self, token: int, logprob: float, entropy: float) -> None:
         """Adds a sampled token."""
         self.ids.append(token)
         self._logprobs.append(logprob)
         self._entropies.append(entropy)
         self.written += 1
-        self.stop = stop
+        self.stop = self._ending.after(token)
 
     def report(self) -> None:
         """Wakes those whose tokens are there."""

@@ -49,7 +49,7 @@ class UpdateSettings:
     temperature: float = 1.0
     kl_coefficient: float = 0.0
     ratio_to: Literal["trainer", "sampler"] = "trainer"
-    layout: Literal["tree", "padded"] = "padded"
+    layout: Literal["tree", "padded"] = "tree"
 
 
 def token_logprobs(
