@@ -32,6 +32,11 @@ StopReason = Literal["stop", "eos", "length"]
 """Why decoding ended: a stop string, the end-of-turn token, or the token limit."""
 
 
+class SamplerFault(RuntimeError):
+    """The sampler cannot go on: a server that is not reached, refuses, or breaks off. No fault of the policy's nor of the
+    environment's, so it ends what is being played."""
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How an action is decoded.
