@@ -3,6 +3,7 @@
     python -m learners.collect --env MathTool-v0 --model tiny --n 16 --output rollouts.jsonl
     python -m learners.collect --env MathTool-v0 --tasks gsm8k --model Qwen/Qwen3-1.7B
     python -m learners.collect --env WikiSearch-v0 --model oracle --error-rate 0.1
+    python -m learners.collect --model Qwen/Qwen3-32B --sampler server --server http://host:8000/v1
     python -m learners.collect --output rollouts.jsonl --resume                        # after a kill
     python -m tracebank build --trajectories rollouts.jsonl --output bank/
 
@@ -43,9 +44,19 @@ from learners.run.config import PLAY_POSITIVE, PlayConfig, UsageError, check_lea
 from learners.run.drawing import Choice, Chosen, choose
 from learners.run.folder import sole_writer
 from learners.run.oracle import OraclePlayer
-from learners.run.players import TooManyFaults, open_engine, open_policy, open_sampler, records_of, refuse_too_many_faults
+from learners.run.players import (
+    Policy,
+    TooManyFaults,
+    open_engine,
+    open_policy,
+    open_sampler,
+    records_of,
+    refuse_too_many_faults,
+)
 from learners.run.policy import is_deterministic
+from learners.run.served import ServedPolicy, check_served, open_served, open_server
 from learners.run.tally import Tally, TallyProgress
+from learners.sampling.sampler import Sampler, SamplerFault
 from tracebank.trajectory import Trajectory, TrajectoryError
 
 C = TypeVar("C", bound="CollectConfig")
@@ -111,6 +122,7 @@ def gather(config: CollectConfig, console: Console) -> Tally:
     Raises:
         UsageError: The configuration cannot be run as it stands.
         TooManyFaults: More than ``max_fault_share`` of the latest trajectories ended in environment faults.
+        SamplerFault: The server that samples gave up; nothing of that is held against the policy.
         KeyboardInterrupt: The user's; its message says how to go on.
     """
     _check(config)
@@ -145,6 +157,7 @@ def _check(config: CollectConfig) -> None:
         raise UsageError(f"--error-rate is a share from 0 to 1, not {config.error_rate}")
     if config.error_rate and config.model != "oracle":
         raise UsageError(f"--error-rate is of --model oracle; {config.model} makes its own errors")
+    check_served(config)
 
 
 def _refuse_what_is_there(config: CollectConfig) -> None:
@@ -159,8 +172,13 @@ class _Policy:
 
     def __init__(self, config: CollectConfig, make_env: Callable[[], gym.Env[Any, Any]]) -> None:
         self._config = config
-        policy = open_policy(config, make_env)
-        self._sampler = open_sampler(config, policy)
+        policy: Policy | ServedPolicy
+        if config.sampler == "server":
+            policy = open_served(config)
+            self._sampler: Sampler = open_server(config, policy)
+        else:
+            policy = open_policy(config, make_env)
+            self._sampler = open_sampler(config, policy)
         self._engine = open_engine(config, make_env, policy, self._sampler, group_size=config.n)
 
     def close(self) -> None:
@@ -206,8 +224,8 @@ def _fill(config: CollectConfig, choice: Choice, player: _Policy | _Oracle, file
     with TallyProgress(len(choice.tasks), tally, console) as progress:
         try:
             asyncio.run(_play(config, choice, due, player, file, tally, progress))
-        except TooManyFaults as problem:
-            raise TooManyFaults(f"{problem}; {_how_to_go_on(config, tally, choice)}") from None
+        except (TooManyFaults, SamplerFault) as problem:
+            raise type(problem)(f"{problem}; {_how_to_go_on(config, tally, choice)}") from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_how_to_go_on(config, tally, choice)) from None
     file.put_in_order()
@@ -268,7 +286,7 @@ def parse(config_class: type[C], arguments: Sequence[str], description: str) -> 
     if not _config_path(path).is_file():
         raise UsageError(f"--resume: there is no collection {path} (expected its {_config_path(path)})")
     saved = dataclasses.replace(config_class.load(_config_path(path)), output=str(path))
-    free = ("resume", "max_fault_share")
+    free = ("resume", "max_fault_share", "server")
     return parse_as(config_class, arguments, description, saved, begun=str(path), free=free)
 
 
@@ -281,7 +299,7 @@ def run(config_class: type[C], command: Callable[[C], object], description: str,
         description: What ``--help`` says first.
         argv: The arguments; default: the process's.
     """
-    with answering(TrajectoryError, NoOracle, OSError):  # of which a full disk is the likeliest
+    with answering(TrajectoryError, NoOracle, SamplerFault, OSError):  # of which a full disk is the likeliest
         try:
             command(parse(config_class, list(sys.argv[1:] if argv is None else argv), description))
         except KeyboardInterrupt as interruption:

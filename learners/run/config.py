@@ -61,9 +61,16 @@ class PlayConfig:
     max_fault_share: float = 0.1
     """The run stops when a larger share of a batch's trajectories ends in environment faults."""
 
-    sampler: Literal["auto", "transformers", "vllm"] = "auto"
-    """What samples: transformers (in process) or vllm (its engine, which the extra vllm installs). auto takes vllm where it
-    is installed, the policy is on a GPU, and neither bit-equal reruns nor full entropies are asked for."""
+    sampler: Literal["auto", "transformers", "vllm", "server"] = "auto"
+    """What samples: transformers (in process), vllm (its engine, which the extra vllm installs), or server (a server
+    elsewhere,
+    to collect and to evaluate with). auto takes vllm where it is installed, the policy is on a GPU, and neither bit-equal
+    reruns nor full entropies are asked for."""
+    server: str | None = None
+    """Address of the server of --sampler server, such as http://host:8000/v1. Its key, where it wants one, is in the
+    environment variable OPENAI_API_KEY. --model then names the tokenizer, and no weights are loaded."""
+    served_model: str | None = None
+    """The model's name on the server; default: --model."""
     entropy: Literal["auto"] | EntropyKind = "auto"
     """What the sampler's entropies are: of the whole vocabulary, the middle of what the likeliest tokens leave possible,
     those tokens' part of the sum (the papers' released codes), or the sampled token's surprisal. auto: full, or top-k from
@@ -239,6 +246,11 @@ def check(config: RunConfig) -> None:
     positive = ("steps", "tasks_per_step", "epochs", "micro_tokens", "eval_tasks", "checkpoint_every")
     check_least(config, 1, (*PLAY_POSITIVE, *positive))
     check_least(config, 0, ("minibatch_groups", "warmup_steps", "eval_every", "seed", "learning_rate"))
+    if config.sampler == "server" or config.server is not None:
+        raise UsageError(
+            "--sampler server: a server takes no new weights, so nothing can be trained with it; train with --sampler vllm "
+            "or transformers, and collect or evaluate with a server"
+        )
     if not config.temperature > 0:
         raise UsageError(f"--temperature must be above 0 to explore, not {config.temperature}")
     if config.minibatch_groups and config.minibatch_groups > config.tasks_per_step:

@@ -26,6 +26,7 @@ from learners.rollout.tree import RolloutTree
 from learners.run.config import PlayConfig, UsageError
 from learners.run.policy import device_of, end_ids, is_deterministic, load_policy
 from learners.run.report import stage_progress
+from learners.run.served import ServedPolicy
 from learners.sampling.sampler import Sampler
 from learners.sampling.transformers import TransformersSampler
 from tracebank.trajectory import Trajectory
@@ -81,6 +82,7 @@ def open_sampler(config: PlayConfig, policy: Policy) -> Sampler:
     Raises:
         UsageError: The sampler that was asked for is not installed, or cannot do what else was asked for.
     """
+    assert config.sampler != "server", "learners.run.served opens that one"
     model, tokenizer = policy.model, policy.tokenizer
     ends = end_ids(model, tokenizer)
     if _takes_vllm(config):
@@ -134,7 +136,7 @@ def _refusal_of_vllm(config: PlayConfig) -> str:
 def open_engine(
     config: PlayConfig,
     make_env: Callable[[], gym.Env[Any, Any]],
-    policy: Policy,
+    policy: Policy | ServedPolicy,
     sampler: Sampler,
     *,
     group_size: int,

@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from learners.run.config import PlayConfig, UsageError
 from learners.run.tiny import tiny_policy
@@ -64,6 +64,11 @@ def is_deterministic(config: PlayConfig) -> bool:
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
     """Every id that ends an assistant's turn: the tokenizer's, and those that the model was published with."""
-    published = getattr(model.generation_config, "eos_token_id", None)
+    return ends_of(model.generation_config, tokenizer)
+
+
+def ends_of(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
+    """`end_ids`, where all that is there of a model is how it was published."""
+    published = getattr(generation, "eos_token_id", None)
     listed = published if isinstance(published, list) else [] if published is None else [published]
     return sorted({tokenizer.eos_token_id, *listed} - {None})
