@@ -40,7 +40,15 @@ from learners.rollout.engine import Start, independent
 from learners.rollout.tree import RolloutTree
 from learners.run.collection import CollectionFile
 from learners.run.command import answering, parse_as, value_of
-from learners.run.config import PLAY_POSITIVE, PlayConfig, UsageError, check_least, environment_maker, learner_name
+from learners.run.config import (
+    PLAY_POSITIVE,
+    PlayConfig,
+    UsageError,
+    check_decoding,
+    check_least,
+    environment_maker,
+    learner_name,
+)
 from learners.run.drawing import Choice, Chosen, choose
 from learners.run.folder import sole_writer
 from learners.run.oracle import OraclePlayer
@@ -153,6 +161,7 @@ def _check(config: CollectConfig) -> None:
     """Raises `UsageError` for values that cannot be meant."""
     check_least(config, 1, (*PLAY_POSITIVE, "n"))
     check_least(config, 0, ("seed", "task_count", "temperature"))
+    check_decoding(config)
     if not 0.0 <= config.error_rate <= 1.0:
         raise UsageError(f"--error-rate is a share from 0 to 1, not {config.error_rate}")
     if config.error_rate and config.model != "oracle":

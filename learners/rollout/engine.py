@@ -79,6 +79,8 @@ class Group:
             limits=engine.limits,
             temperature=self._temperature,
             threads=engine.threads,
+            top_p=engine.top_p,
+            top_k=engine.top_k,
         )
         self._episodes.append(episode)
         return episode
@@ -145,6 +147,7 @@ class Engine:
         limits: Token limits of a trajectory.
         concurrency: Trajectories that may be live at once.
         deterministic: Starts groups in whole waves, so that which ones are live together does not depend on time.
+        top_p, top_k: Of decoding; see `learners.sampling.sampler.Decoding`.
     """
 
     def __init__(
@@ -156,7 +159,10 @@ class Engine:
         limits: Limits,
         concurrency: int,
         deterministic: bool,
+        top_p: float = 1.0,
+        top_k: int = 0,
     ) -> None:
+        self.top_p, self.top_k = top_p, top_k
         self.make_env, self.sampler, self.renderer, self.limits = make_env, sampler, renderer, limits
         self.idle: list[gym.Env[Any, Any]] = []
         self.threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="episode")

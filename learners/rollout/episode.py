@@ -18,7 +18,7 @@ import reprlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import gymnasium as gym
@@ -83,7 +83,7 @@ class Episode:
         task_id: The task to open with; None for the one that the tree's seed draws.
         renderer: From messages to token ids.
         limits: When it is cut.
-        temperature: Of decoding.
+        temperature, top_p, top_k: Of decoding.
         threads: Where the environment's calls run.
     """
 
@@ -99,13 +99,16 @@ class Episode:
         limits: Limits,
         temperature: float,
         threads: Executor,
+        top_p: float = 1.0,
+        top_k: int = 0,
     ) -> None:
         self.environment, self.stream, self.tree = environment, stream, tree
         self.leaf = Leaf(path=path, segment=0)
         self.ended = False
         self._begun = self._room = 0  # where the present action begins, and how many tokens it may have
         self._named: dict[str, Any] = {} if task_id is None else {"options": {"task_id": task_id}}
-        self._renderer, self._limits, self._temperature, self._threads = renderer, limits, temperature, threads
+        self._renderer, self._limits, self._threads = renderer, limits, threads
+        self._decoding = Decoding(temperature=temperature, top_p=top_p, top_k=top_k)
         self._dialect = Dialect.of(environment)
 
     async def play(self, between: Callable[[Episode], Awaitable[None]] | None = None) -> Leaf:
@@ -294,7 +297,7 @@ class Episode:
 
     def _decode(self, room: int) -> None:
         stop = self._dialect.format.stop(self._dialect.tools)
-        self.stream.decode(Decoding(temperature=self._temperature, stop=stop, max_tokens=room))
+        self.stream.decode(replace(self._decoding, stop=stop, max_tokens=room))
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)

@@ -50,6 +50,10 @@ class PlayConfig:
 
     temperature: float = 1.0
     """Sampling temperature."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that together have this probability; 1: from all. Not while training."""
+    top_k: int = 0
+    """Sample from so many of the likeliest tokens; 0: from all. Not while training."""
     turn_tokens: int = 0
     """Tokens that the policy may write in a turn. 0: 64 for the tiny policy, 1024 for any other."""
     total_tokens: int = 0
@@ -253,6 +257,13 @@ def check(config: RunConfig) -> None:
         )
     if not config.temperature > 0:
         raise UsageError(f"--temperature must be above 0 to explore, not {config.temperature}")
+    check_decoding(config)
+    if config.top_p < 1 or config.top_k:
+        cut = f"--top-p {config.top_p}" if config.top_p < 1 else f"--top-k {config.top_k}"
+        raise UsageError(
+            f"{cut}: a training run must sample from all tokens, since the trainer's probabilities are over all of them and "
+            "every ratio to the sampler's would be biased (to a mean of 0.9 at --top-p 0.8); collect and evaluate can cut"
+        )
     if config.minibatch_groups and config.minibatch_groups > config.tasks_per_step:
         raise UsageError(
             f"--minibatch-groups {config.minibatch_groups} is more than the {config.tasks_per_step} groups of a batch"
@@ -261,6 +272,13 @@ def check(config: RunConfig) -> None:
 
 PLAY_POSITIVE = ("turn_tokens", "total_tokens", "concurrency", "threads", "entropy_top")
 """The options of `PlayConfig` that must be at least 1."""
+
+
+def check_decoding(config: PlayConfig) -> None:
+    """Raises `UsageError` for a cut of what is sampled from that cannot be meant."""
+    if not 0.0 < config.top_p <= 1.0:
+        raise UsageError(f"--top-p must be above 0 and at most 1, not {config.top_p}")
+    check_least(config, 0, ("top_k",))
 
 
 def check_least(config: PlayConfig, least: int, names: Sequence[str]) -> None:

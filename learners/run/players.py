@@ -149,6 +149,8 @@ def open_engine(
         limits=Limits(config.turn_tokens, config.total_tokens, config.cut_reward),
         concurrency=max(config.concurrency, group_size),
         deterministic=is_deterministic(config),
+        top_p=config.top_p,
+        top_k=config.top_k,
     )
 
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from learners.rollout.rendering import Renderer, TokenizerError
 from learners.run.config import PlayConfig, UsageError
 from learners.run.policy import ends_of
-from learners.sampling.sampler import SamplerFault
+from learners.sampling.sampler import Decoding, SamplerFault
 from learners.sampling.server import ServerSampler
 from learners.sampling.server_connection import KEY, ServerConnection
 
@@ -118,7 +118,7 @@ def open_server(config: PlayConfig, policy: ServedPolicy) -> ServerSampler:
             entropy=None if config.entropy == "auto" else config.entropy,
             entropy_top=config.entropy_top,
         )
-        if refusal := sampler.refusal(config.temperature):
+        if refusal := sampler.refusal(Decoding(config.temperature, top_p=config.top_p, top_k=config.top_k)):
             raise SamplerFault(refusal)
     except SamplerFault as problem:
         connection.close()

@@ -45,11 +45,15 @@ class Decoding:
         temperature: Softmax temperature; 0 takes the most likely token.
         stop: Strings that end the action once they stand in its text.
         max_tokens: Tokens after which the action is cut.
+        top_p: Only the likeliest tokens are sampled from that together have this probability, above 0; 1 is all of them.
+        top_k: Only so many of the likeliest tokens are sampled from; 0 is all of them. At temperature 0 neither is read.
     """
 
     temperature: float = 1.0
     stop: tuple[str, ...] = ()
     max_tokens: int = 256
+    top_p: float = 1.0
+    top_k: int = 0
 
 
 @dataclass(frozen=True)

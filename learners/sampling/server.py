@@ -11,8 +11,8 @@ What a server must be able to do is tried out once when the sampler is made, and
   or as tokens that are named ``token_id:N`` (``return_tokens_as_token_ids``: older vLLM);
 - tell log-probabilities, and for the entropies ``top-k`` and ``top-k-sum`` those of the likeliest tokens one by one. SGLang
   names these by their text, so that those of equal text fall into one: only ``surprisal`` can be had from it;
-- at temperatures other than 0 and 1, tell the log-probabilities of the distribution that is sampled from. vLLM does where it
-  was started with ``--logprobs-mode processed_logprobs``.
+- at temperatures other than 0 and 1, and where top-p or top-k cut, tell the log-probabilities of the distribution that is
+  sampled from. vLLM does where it was started with ``--logprobs-mode processed_logprobs``.
 
 A server's own defaults (top-p, top-k, penalties, which vLLM takes from what the model's publisher recommends) are all
 written over. It takes no new weights, so no policy can be trained with it.
@@ -109,7 +109,7 @@ class ServerSampler(RequestSampler):
     def _request(
         self, number: int, ids: Sequence[int], decoding: Decoding, seed: int, deliver: Deliver, fail: Fail
     ) -> Future[None]:
-        if refusal := self.refusal(decoding.temperature):
+        if refusal := self.refusal(decoding):
             raise ValueError(refusal)
 
         sent = list(ids)  # the stream's own grow
@@ -121,11 +121,11 @@ class ServerSampler(RequestSampler):
 
         return self._connection.request(_PATH, self._body(sent, decoding, seed), take, fail)
 
-    def refusal(self, temperature: float) -> str:
-        """Why nothing can be sampled at a temperature, or ""."""
-        if temperature in (0.0, 1.0) or self.tempered:
+    def refusal(self, decoding: Decoding) -> str:
+        """Why nothing can be sampled in this way, or ""."""
+        if self.tempered or (decoding.temperature in (0.0, 1.0) and decoding.top_p == 1.0 and not decoding.top_k):
             return ""
-        return f"{self.name} tells log-probabilities of temperature 1 only, but samples at {temperature:g} here: {_HOW}"
+        return f"{self.name} tells log-probabilities of temperature 1 and of all tokens only: {_HOW}"
 
     def _body(self, ids: Sequence[int], decoding: Decoding, seed: int) -> dict[str, Any]:
         return {
@@ -133,8 +133,8 @@ class ServerSampler(RequestSampler):
             "prompt": ids,
             "max_tokens": decoding.max_tokens,
             "temperature": decoding.temperature,
-            "top_p": 1.0,
-            "top_k": -1,
+            "top_p": decoding.top_p,
+            "top_k": decoding.top_k or -1,
             "min_p": 0.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,

@@ -21,6 +21,7 @@ from learners.sampling.ending import Ending
 from learners.sampling.entropy import EntropyKind, sampled_entropy
 from learners.sampling.sampler import Continuation, Decoding, Noise, StopReason
 from learners.sampling.slots import SlotCache, check_full_attention
+from learners.sampling.truncation import likeliest
 
 _PREFILL_TOKENS = 8192  # padded tokens in one forward pass over prompts and tool results
 
@@ -161,6 +162,7 @@ class TransformersSampler:
         logits = self._forward(batch, [len(stream.ids) for stream in batch], 1)
         temperatures = torch.tensor([stream.decoding.temperature for stream in batch], device=logits.device)[:, None]
         logprobs = torch.log_softmax(logits.float() / torch.where(temperatures > 0, temperatures, 1.0), dim=-1)
+        logprobs = _cut(logprobs, [stream.decoding for stream in batch])
         probabilities = logprobs.exp()
         uniform = torch.tensor([stream.noise.at(len(stream.ids)) for stream in batch], dtype=torch.float64)
         cumulated = probabilities.double().cumsum(-1)
@@ -240,6 +242,15 @@ class TransformersSampler:
         text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
+
+
+def _cut(logprobs: torch.Tensor, decodings: Sequence[Decoding]) -> torch.Tensor:
+    """Cuts each row down to the tokens that its decoding samples from, [R, V]; the very same where none cuts anything."""
+    top_p = [decoding.top_p if decoding.temperature > 0 else 1.0 for decoding in decodings]
+    top_k = [decoding.top_k if decoding.temperature > 0 else 0 for decoding in decodings]
+    if min(top_p) == 1.0 and max(top_k) == 0:
+        return logprobs
+    return likeliest(logprobs, torch.tensor(top_p, device=logprobs.device), torch.tensor(top_k, device=logprobs.device))
 
 
 class _Stream:

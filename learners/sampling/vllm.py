@@ -99,6 +99,8 @@ class VllmSampler(RequestSampler):
     ) -> Future[None]:
         parameters = SamplingParams(
             temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            top_k=decoding.top_k,
             max_tokens=decoding.max_tokens,
             seed=seed,
             stop_token_ids=sorted(self._eos),

@@ -130,7 +130,8 @@ class CompletionsServer:
         most = min(body["max_tokens"], manners.limit or body["max_tokens"])
         try:
             stream.append(prompt)
-            stream.decode(Decoding(temperature=body["temperature"], max_tokens=most))
+            top_k = max(0, body["top_k"])
+            stream.decode(Decoding(body["temperature"], max_tokens=most, top_p=body["top_p"], top_k=top_k))
             await response.write(b": a comment\r\n\r\n")
             for count in range(1, most + 1):
                 token = (await stream.first(count)).ids[-1]

@@ -20,6 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from policies import TOKENIZER, full_logprobs, random_policy, saved_policy
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from learners.grpo import GRPO, GRPOConfig
 from learners.rapo import RAPO, RAPOConfig
@@ -192,6 +193,38 @@ def test_samples_follow_the_distribution(sampler, model):
     assert likely.sum() >= 5
     deviation = (counts[likely] / count - expected[likely]) / np.sqrt(expected[likely] / count)
     assert np.abs(deviation).max() < 4.5
+
+
+@needs_vllm
+def test_what_is_cut_is_cut_as_transformers_cuts_it(sampler, model):
+    """Log-probabilities and entropies are of what is left, and nothing else is ever sampled."""
+    cuts = [(1.0, 0), (0.7, 0), (1.0, 4), (0.9, 30), (1.0, 1)]
+
+    async def act(index, cut):
+        stream = sampler.start((9, index))
+        stream.append(ids_of(f"What is {index}?"))
+        prompt = list(stream.ids)
+        action = await write(stream, temperature=1.3, max_tokens=8, top_p=cut[0], top_k=cut[1])
+        stream.cancel()
+        return cut, prompt, action
+
+    async def everyone():
+        return await asyncio.gather(*(act(index, cuts[index % 5]) for index in range(20)))
+
+    for (top_p, top_k), prompt, action in asyncio.run(everyone()):
+        ids = [*prompt, *action.ids]
+        for place, (token, logprob) in enumerate(zip(action.ids, action.logprobs, strict=True), start=len(prompt)):
+            expected = full_logprobs(model, ids, 1.3)[place - 1 : place]
+            if top_k:
+                expected = TopKLogitsWarper(top_k)(None, expected)
+            if top_p < 1:
+                expected = TopPLogitsWarper(top_p)(None, expected)
+            expected = torch.log_softmax(expected[0], dim=-1)
+            assert logprob == pytest.approx(float(expected[token]), abs=1e-3)
+            if top_k and top_k <= 20:  # the engine tells of all that is left
+                probabilities = expected.exp()
+                entropy = float(-torch.xlogy(probabilities, probabilities).sum())
+                assert action.entropies[place - len(prompt)] == pytest.approx(entropy, abs=2e-3)
 
 
 @needs_vllm
