@@ -6,7 +6,8 @@ objectives with the sign turned) and says which tokens it clipped. Weights decid
 
 Sources: PPO (Schulman et al. 2017, arXiv 1707.06347), GRPO (Shao et al. 2024, arXiv 2402.03300), DAPO (Yu et al. 2025, arXiv
 2503.14476), dual clip (Ye et al. 2020, arXiv 1912.09729), GPPO (arXiv 2508.07629), AEPO (arXiv 2510.14545), RAPO (arXiv
-2603.03078), the k3 estimator (Schulman 2020, joschu.net/blog/kl-approx.html).
+2603.03078), the k3 estimator (Schulman 2020, joschu.net/blog/kl-approx.html), truncated importance sampling (Ionides 2008,
+J. Comput. Graph. Stat. 17(2)), decoupled PPO (Hilton et al. 2021, arXiv 2110.00641).
 """
 
 from __future__ import annotations
@@ -215,6 +216,35 @@ def kl_penalty(logp: Tensor, reference_logp: Tensor) -> Tensor:
     _same_shape(logp=logp, reference_logp=reference_logp)
     difference = _clamped(reference_logp - logp)
     return torch.expm1(difference) - difference  # exp(d) - 1 would lose the digits of a small difference
+
+
+def truncated_importance(old_logp: Tensor, sampled_logp: Tensor, cap: float) -> Tensor:
+    """What a token's loss is weighted by to stand for the old policy where another sampled: ``min(old / sampler, cap)``.
+
+    Truncated importance sampling (Ionides 2008): without the cap, means over the sampler's tokens would be means over the
+    old policy's, with a variance that a few tokens rule; the cap bounds it, at the price of a bias towards the sampler. As
+    a factor of a clipped surrogate, whose ratios are to the old policy, it is decoupled PPO (AReaL, arXiv 2505.24298).
+
+    Args:
+        old_logp: Shape (T,): log-probability of each token under the policy that ratios are taken to.
+        sampled_logp: Shape (T,): the same under what sampled it. The difference is clamped to ±`LOG_RATIO_LIMIT`.
+        cap: The largest weight, positive.
+
+    Returns:
+        Shape (T,), without gradient, in 32 bits where ``old_logp`` has fewer.
+
+    Raises:
+        ValueError: Shapes that differ, or a cap that is not positive.
+
+    Example:
+        >>> old, sampled = torch.tensor([0.3, 0.2, 0.9]).log(), torch.tensor([0.6, 0.2, 0.1]).log()
+        >>> truncated_importance(old, sampled, cap=2.0)
+        tensor([0.5000, 1.0000, 2.0000])
+    """
+    _same_shape(old_logp=old_logp, sampled_logp=sampled_logp)
+    if not cap > 0:
+        raise ValueError(f"cap: expected a positive number, found {cap!r}")
+    return _clamped(old_logp - sampled_logp).exp().clamp(max=cap).detach()
 
 
 def token_weights(lengths: Tensor | Sequence[int], mode: Average) -> Tensor:

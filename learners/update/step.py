@@ -5,6 +5,11 @@ loss of a mini-batch is normalised over the whole of it before it is cut to micr
 
 The forward passes run over trees, in which what rows share is computed once (`learners.update.packing`), or over padded
 rows. The loss is the same either way, and knows nothing of it: it is taken of every token of every row.
+
+What sampled a batch is never quite the policy that learns from it: another program computes other last digits, or, where the
+sampler plays ahead, weights are a step older. `update_policy` measures by how much, and with ``importance_cap`` corrects it:
+each token's loss is weighted by how much likelier the token is to the trainer than it was to the sampler
+(`learners.update.losses.truncated_importance`). Ratios, clipping and the KL penalty stay as they are.
 """
 
 from __future__ import annotations
@@ -19,11 +24,14 @@ import torch
 from transformers import PreTrainedModel
 
 from learners.update.batch import Row, flat, micro_batches, pad
-from learners.update.losses import TokenLoss, kl_penalty, weighted_mean
+from learners.update.losses import TokenLoss, kl_penalty, truncated_importance, weighted_mean
 from learners.update.packing import packs, side_by_side, stacked, tree_attention, tree_logprobs, worth_of_a_token
 
 BoundSurrogate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], TokenLoss]
 """A surrogate with its options bound: (log ratio [N], advantage [N], ratio scale [N]) -> the loss of each of N tokens."""
+
+BAND = (0.9, 1.1)
+"""A probability ratio of trainer to sampler outside of this counts as a mismatch."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,8 @@ class UpdateSettings:
         ratio_to: Whose log-probabilities the ratio of a token is taken to: those of the trainer before the batch, or those
             that the rows came with.
         layout: Whether forward passes run over trees, each shared token once, or over padded rows.
+        importance_cap: The largest weight of a token's loss that corrects for who sampled it; 0 for no such weights. Only
+            where ratios are to the trainer: those to the sampler correct for it themselves.
     """
 
     epochs: int = 1
@@ -50,6 +60,11 @@ class UpdateSettings:
     kl_coefficient: float = 0.0
     ratio_to: Literal["trainer", "sampler"] = "trainer"
     layout: Literal["tree", "padded"] = "tree"
+    importance_cap: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.importance_cap and self.ratio_to == "sampler":
+            raise ValueError("importance_cap: expected 0 where ratios are to the sampler, which corrects for it already")
 
 
 def token_logprobs(
@@ -149,8 +164,15 @@ def update_policy(
     Returns:
         Metrics over all steps: ``loss``, ``grad_norm``, ``entropy``, ``clip_low`` and ``clip_high`` (shares of tokens),
         ``kl_reference`` where there is a reference; and, where ratios are to the trainer's own log-probabilities, ``kl_old``
-        (k3 estimate to the policy that sampled), ``mismatch_mean`` and ``mismatch_max`` (|Δ log p| between the trainer and
-        the sampler, over the policy that sampled).
+        (k3 estimate to the trainer's policy before the batch).
+
+        Between that policy and the sampler, over the tokens that were sampled: ``mismatch_mean`` and ``mismatch_max``
+        (|Δ log p|), and ``mismatch_outside``, the share whose probability ratio is outside `BAND`. Where ratios are to the
+        sampler, of the first mini-batch alone: what the trainer thought of the others before it changed would take a
+        further pass. Not of demonstrations, which nobody sampled: all of their log-probabilities are 0.
+
+        With ``importance_cap``: ``importance_mean``, the mean weight (1 but for noise and the cap), and
+        ``importance_capped``, the share of tokens that the cap holds.
     """
     with _attention(model, settings):
         return _update(model, optimizer, groups, surrogate, settings, [list(order) for order in orders], reference)
@@ -178,6 +200,7 @@ def _update(
     totals: dict[str, float] = dict.fromkeys(("loss", "entropy", "kl_old", "clip_low", "clip_high", "kl_reference"), 0.0)
     norms: list[float] = []
     gaps: list[torch.Tensor] = []
+    corrections: list[torch.Tensor] = []
     tokens = 0
     for minibatch in minibatches:
         chosen = [index for group in minibatch for index in range(firsts[group], firsts[group + 1])]
@@ -193,6 +216,12 @@ def _update(
                 before = sampled if recorded else logprobs.detach()
             token_loss = surrogate(logprobs - before, terms.advantage, terms.ratio_scale)
             losses = token_loss.loss
+            if settings.importance_cap:
+                # The sum that the loss is divided by stays that of the terms' own weights: these corrections are 1 in the
+                # mean over what was sampled, so that nothing drifts, while dividing by their sum would undo what they do
+                # to a mini-batch as a whole, and would need all of it before the first micro-batch.
+                corrections.append(truncated_importance(before, sampled, settings.importance_cap))
+                losses = losses * corrections[-1]
             if anchor is not None:
                 penalty = kl_penalty(logprobs, torch.cat([anchor[chosen[index]] for index in indices]))
                 losses = losses + settings.kl_coefficient * penalty
@@ -205,7 +234,8 @@ def _update(
                 totals["entropy"] += float(entropies.sum())
                 if not recorded:
                     totals["kl_old"] += float(kl_penalty(logprobs, before).sum())
-                    gaps.append((before - sampled).abs())
+                if not recorded or (not norms and sampled.any()):
+                    gaps.append((logprobs if recorded else before) - sampled)
                 totals["clip_low"] += float(token_loss.clipped_low.sum())
                 totals["clip_high"] += float(token_loss.clipped_high.sum())
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)))
@@ -216,7 +246,13 @@ def _update(
     metrics["grad_norm"] = math.fsum(norms) / len(norms)
     if gaps:
         gap = torch.cat(gaps)
-        metrics["mismatch_mean"], metrics["mismatch_max"] = float(gap.mean()), float(gap.max())
+        metrics["mismatch_mean"], metrics["mismatch_max"] = float(gap.abs().mean()), float(gap.abs().max())
+        ratio = gap.exp()
+        metrics["mismatch_outside"] = float(((ratio < BAND[0]) | (ratio > BAND[1])).float().mean())
+    if corrections:
+        correction = torch.cat(corrections)
+        metrics["importance_mean"] = float(correction.mean())
+        metrics["importance_capped"] = float((correction >= settings.importance_cap).float().mean())
     if anchor is not None:
         metrics["kl_reference"] = totals["kl_reference"] / tokens
     return metrics
