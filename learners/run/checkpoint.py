@@ -2,8 +2,9 @@
 
 A checkpoint is a folder ``step_NNNNNN`` with the model as `transformers` saves it (so that ``from_pretrained`` reads it, and
 a server of models too), the optimiser's state, the trainer's own state as JSON, and a manifest with the size and checksum of
-every file. It is written under another name, put safely on the disk and only then renamed, so that whatever is called
-``step_NNNNNN`` is whole: a run may be killed at any moment.
+every file; where a batch was in flight (`learners.run.overlap`), also with the weights that this one is sampled from. It
+is written under another name, put safely on the disk and only then renamed, so that whatever is called ``step_NNNNNN`` is
+whole: a run may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 _FINISHED = re.compile(r"step_(\d{6,})")
 _UNFINISHED = "unfinished_"
 _MANIFEST, _OPTIMIZER, _TRAINER = "manifest.json", "optimizer.pt", "trainer.json"
+_IN_FLIGHT = "in_flight.pt"  # no .safetensors: servers of models take every file of that kind for the model's
 
 
 class CheckpointError(RuntimeError):
@@ -39,6 +41,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     trainer_state: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase | None = None,
+    in_flight: Mapping[str, torch.Tensor] | None = None,
     keep: int = 2,
 ) -> Path:
     """Saves a run.
@@ -51,6 +54,7 @@ def save_checkpoint(
         trainer_state: Whatever else the trainer goes on from: JSON values that come back as they are (no tuples, keys that
             are text, finite numbers).
         tokenizer: Saved beside the model, so that the folder is a complete model.
+        in_flight: The weights that the batch in flight is sampled from, if any, by name.
         keep: How many of the newest checkpoints stay; older ones are removed.
 
     Returns:
@@ -77,6 +81,8 @@ def save_checkpoint(
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
     torch.save(optimizer.state_dict(), unfinished / _OPTIMIZER)
+    if in_flight is not None:
+        torch.save(dict(in_flight), unfinished / _IN_FLIGHT)
     (unfinished / _TRAINER).write_text(state)
     paths = sorted(unfinished.rglob("*"))
     files = {str(path.relative_to(unfinished)): _fingerprint(path) for path in paths if path.is_file()}
@@ -138,6 +144,23 @@ def load_checkpoint(path: Path, model: PreTrainedModel, optimizer: torch.optim.O
         raise CheckpointError(f"{path / _OPTIMIZER}: expected the state of this optimiser, found another: {error}") from None
     model.load_state_dict(weights)
     return state
+
+
+def load_in_flight(path: Path) -> dict[str, torch.Tensor]:
+    """The weights that the batch in flight was being sampled from, by name, on the CPU.
+
+    Args:
+        path: The folder of a checkpoint that `load_checkpoint` has found to be whole.
+
+    Raises:
+        CheckpointError: No batch was in flight when it was saved.
+    """
+    if not (path / _IN_FLIGHT).is_file():
+        raise CheckpointError(
+            f"{path / _IN_FLIGHT}: expected the weights that the batch in flight is sampled from, found none"
+        )
+    weights: dict[str, torch.Tensor] = torch.load(path / _IN_FLIGHT, map_location="cpu", weights_only=True)
+    return weights
 
 
 def _as_json(state: Mapping[str, Any]) -> str:

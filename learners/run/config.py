@@ -167,6 +167,11 @@ class RunConfig(PlayConfig):
     trajectory by itself, padded to the longest. Changes time and memory, not results."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    importance_cap: float | None = None
+    """Weigh each token's loss by how much likelier it was to the trainer than to the sampler, at most by this (truncated
+    importance sampling); 0: no weights. Default: 0, or 2 with --async-steps 1."""
+    async_steps: int = 0
+    """1: the next batch is played while this one is learned from, by weights that are one step behind; 0: in turn."""
 
     eval_tasks: int = 200
     """Held-out tasks of each evaluation."""
@@ -264,6 +269,13 @@ def check(config: RunConfig) -> None:
             f"{cut}: a training run must sample from all tokens, since the trainer's probabilities are over all of them and "
             "every ratio to the sampler's would be biased (to a mean of 0.9 at --top-p 0.8); collect and evaluate can cut"
         )
+    if config.async_steps not in (0, 1):
+        raise UsageError(
+            f"--async-steps must be 0 or 1, not {config.async_steps}: staleness is bounded, and batches are played one step "
+            "ahead of the weights at the most"
+        )
+    if config.importance_cap is not None and not config.importance_cap >= 0:
+        raise UsageError(f"--importance-cap must be above 0, or 0 for no importance weights, not {config.importance_cap}")
     if config.minibatch_groups and config.minibatch_groups > config.tasks_per_step:
         raise UsageError(
             f"--minibatch-groups {config.minibatch_groups} is more than the {config.tasks_per_step} groups of a batch"

@@ -6,6 +6,7 @@ was played, and when environment faults are too many.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections import Counter
@@ -76,8 +77,13 @@ def open_policy(config: PlayConfig, make_env: Callable[[], gym.Env[Any, Any]]) -
         raise UsageError(f"--model {config.model}: {problem}") from None
 
 
-def open_sampler(config: PlayConfig, policy: Policy) -> Sampler:
+def open_sampler(config: PlayConfig, policy: Policy, *, own_weights: bool = False) -> Sampler:
     """What samples from the policy.
+
+    Args:
+        config: Names the sampler and its options.
+        policy: What it samples from.
+        own_weights: Whether it must have weights of its own, which nothing but `Sampler.load_weights` changes.
 
     Raises:
         UsageError: The sampler that was asked for is not installed, or cannot do what else was asked for.
@@ -100,7 +106,7 @@ def open_sampler(config: PlayConfig, policy: Policy) -> Sampler:
         )
         return sampler
     return TransformersSampler(
-        model,
+        copy.deepcopy(model) if own_weights else model,
         tokenizer,
         seed=config.seed,
         eos=ends,

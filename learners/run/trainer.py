@@ -3,8 +3,11 @@
 A learner is four functions (`Learner`). The trainer draws tasks, has the rollout engine play what the learner explores,
 hands all trees of the batch to its credit at once, learns from the rows with its surrogate, and writes down what happened.
 
+Where batches come from, and what overlaps what with ``--async-steps 1``, `learners.run.overlap` knows.
+
 Everything random is a function of the run's seed and of where in the run it is used (`seed_of`), so that a checkpoint of
-weights, optimiser and step count is all there is to restore: the batch in flight when a run was killed is played again.
+weights, optimiser and step count is all there is to restore: the batch in flight when a run was killed is played again, from
+the weights that it was being sampled from.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ import torch
 
 from learners.rollout.engine import Group, independent
 from learners.rollout.tree import RolloutTree
-from learners.run.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from learners.run.checkpoint import latest_checkpoint, load_checkpoint, load_in_flight, save_checkpoint
 from learners.run.config import RunConfig, check, environment_maker, learner_name
 from learners.run.folder import folder_of, held
 from learners.run.metrics import rollout_metrics
+from learners.run.mismatch import MismatchWatch, importance_cap
+from learners.run.overlap import Batches
 from learners.run.players import (
     PHASES,
     Policy,
@@ -51,6 +56,8 @@ _ATTEMPTS = 8  # times that refused groups of a batch are replaced
 
 class Learner(Protocol):
     """An algorithm, as the trainer sees it.
+
+    With ``--async-steps 1``, `credit` and `surrogate` run in a thread while `explore` and `accept` are at the next batch.
 
     Attributes:
         group_size: The most trajectories of one task that `explore` has live at once.
@@ -101,12 +108,13 @@ def train(learner: Learner) -> dict[str, Any]:
     """
     config = learner.config
     check(config)
+    cap = importance_cap(config, learner.ratio_to)
     folder = folder_of(config)
     makers = {split: environment_maker(config, split) for split in (config.train_split, config.eval_split)}
     policy = open_policy(config, makers[config.train_split])
     with held(folder, config):
         learner.prepare(folder, makers[config.train_split])
-        run = _Run(learner, folder, policy, makers)
+        run = _Run(learner, folder, policy, makers, cap)
         try:
             with run.report:
                 return asyncio.run(run.to_the_end())
@@ -123,6 +131,7 @@ class _Run:
         folder: Path,
         policy: Policy,
         makers: Mapping[str, Callable[[], gym.Env[Any, Any]]],
+        cap: float,
     ) -> None:
         config = learner.config
         self._learner, self._config, self._folder = learner, config, folder
@@ -134,11 +143,25 @@ class _Run:
         self._before: dict[str, float] = {}  # the evaluation before training
         self._earlier_seconds = 0.0  # of the sittings before this one
         self._began = time.monotonic()
-        if config.resume and (newest := latest_checkpoint(folder / "checkpoints")):
+        newest = latest_checkpoint(folder / "checkpoints") if config.resume else None
+        if newest:
             state = load_checkpoint(newest, model, self._optimizer)
             self._step, self._before, self._earlier_seconds = state["step"], state["before"], state["seconds"]
-        self._sampler = open_sampler(config, policy)
+        self._cap = cap  # of importance weights
+        self._watch = MismatchWatch(corrected=cap > 0 or learner.ratio_to == "sampler")
+        ahead = config.async_steps > 0
+        self._sampler = open_sampler(config, policy, own_weights=ahead)
         self._sampler.version = self._step
+        if ahead and newest and self._step < config.steps:
+            self._sampler.load_weights(load_in_flight(newest).items(), self._step - 1)
+        self._batches = Batches(
+            self._play_batch,
+            self._sampler,
+            model.named_parameters,
+            steps=config.steps,
+            ahead=ahead,
+            saves_after=self._saves_after,
+        )
         self._engines = {
             split: open_engine(config, make, policy, self._sampler, group_size=learner.group_size)
             for split, make in makers.items()
@@ -152,21 +175,22 @@ class _Run:
 
     async def to_the_end(self) -> dict[str, Any]:
         config = self._config
-        if not self._before:
-            self._before = await self._evaluate()
-        while self._step < config.steps:
-            await self._one_step()
-            if config.eval_every and self._step % config.eval_every == 0 and self._step < config.steps:
-                await self._evaluate()
-            if self._step % config.checkpoint_every == 0 or self._step == config.steps:
-                self._save()
-        after = await self._evaluate()
+        async with self._batches:
+            if not self._before:
+                self._before = await self._evaluate()
+            while self._step < config.steps:
+                await self._one_step()
+                if config.eval_every and self._step % config.eval_every == 0 and self._step < config.steps:
+                    await self._evaluate()
+                if self._saves_after(self._step):
+                    self._save()
+            after = await self._evaluate()
         return self._summarise(after)
 
     async def _one_step(self) -> None:
         config, begun = self._config, time.monotonic()
-        trees, played = await self._play_batch()
-        self._sampler.release_memory()  # the update may need it
+        batch = await self._batches.take(self._step)
+        trees, played = batch.trees, batch.everything
         metrics = rollout_metrics(played)
         metrics["groups"], metrics["refused"] = float(len(trees)), float(len(played) - len(trees))
         rolled_out = time.monotonic()
@@ -175,17 +199,22 @@ class _Run:
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             metrics["learning_rate"] = rate
-            metrics |= self._learn(trees)
+            metrics |= await self._batches.learn(lambda go_on: self._learn(trees, go_on))
+            self._watch.look(self._step + 1, metrics)
         else:
             logger.warning("step %d: no group of %d could be learned from", self._step + 1, len(played))
+        if config.async_steps:
+            metrics["staleness"] = float(self._step - played[0].version)
+            metrics["seconds/waited"] = rolled_out - begun
         self._step += 1
-        self._sampler.load_weights(self._model.named_parameters(), self._step)
+        if not config.async_steps:
+            self._batches.load(self._step)
         self._write(f"step_{self._step:06d}", played, config.train_split)
-        metrics["seconds/rollout"] = rolled_out - begun
+        metrics["seconds/rollout"] = batch.seconds
         metrics["seconds/update"] = time.monotonic() - rolled_out
         self.report.log(self._step, metrics)
 
-    async def _play_batch(self) -> tuple[list[RolloutTree], list[RolloutTree]]:
+    async def _play_batch(self, step: int) -> tuple[list[RolloutTree], list[RolloutTree]]:
         """A batch of groups to learn from, and all that were played for it."""
         config, learner = self._config, self._learner
         enough = min(2, learner.group_size)  # fewer survivors cannot be compared
@@ -195,7 +224,7 @@ class _Run:
             missing = config.tasks_per_step - len(trees)
             if missing == 0:
                 break
-            place = (PHASES["train"], self._step, attempt)
+            place = (PHASES["train"], step, attempt)
             now = await self._engines[config.train_split].rollout(
                 [seed_of(config.seed, *place, index) for index in range(missing)],
                 learner.explore,
@@ -208,8 +237,13 @@ class _Run:
             trees += [tree for tree in now if len(tree.survivors()) >= enough and learner.accept(tree)]
         return trees, played
 
-    def _learn(self, trees: Sequence[RolloutTree]) -> dict[str, float]:
+    def _learn(self, trees: Sequence[RolloutTree], go_on: Callable[[], None]) -> dict[str, float]:
         config, learner = self._config, self._learner
+
+        def surrogate(log_ratio: torch.Tensor, advantage: torch.Tensor, ratio_scale: torch.Tensor) -> TokenLoss:
+            go_on()
+            return learner.surrogate(log_ratio, advantage, ratio_scale)
+
         if learner.measure:
             self._measure(trees)
         credit = learner.credit(trees)
@@ -222,7 +256,7 @@ class _Run:
             self._model,
             self._optimizer,
             rows_of(trees, credit),
-            learner.surrogate,
+            surrogate,
             self._settings(),
             orders=orders,
             reference=self._reference,
@@ -240,10 +274,15 @@ class _Run:
             kl_coefficient=self._learner.kl_coefficient,
             ratio_to=self._learner.ratio_to,
             layout=config.update,
+            importance_cap=self._cap,
         )
 
     def _measure(self, trees: Sequence[RolloutTree]) -> None:
-        """Has the policy that is about to learn tell how sure it was of every token."""
+        """Has the policy that is about to learn tell how sure it is of every token.
+
+        With ``--async-steps 1`` that is the policy that the batch's ratios are to, and not the one of a step before, which
+        sampled it: its weights are gone by then. Either way the entropies of a batch are of one policy.
+        """
         paths = [(tree, leaf, tree.tokens(leaf)) for tree in trees for leaf in tree.survivors()]
         rows = [Row(tokens, Terms.constant(tokens, advantage=0.0, weight=0.0)) for _, _, tokens in paths]
         found = measured(self._model, rows, self._settings())
@@ -253,6 +292,7 @@ class _Run:
     async def _evaluate(self) -> dict[str, float]:
         """Held-out success, sampled at T = 1 and greedy; the same tasks for every run of an environment."""
         config = self._config
+        await self._batches.current(self._step)
         found: dict[str, float] = {}
         for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
             trees = await self._engines[config.eval_split].rollout(
@@ -299,7 +339,12 @@ class _Run:
             optimizer=self._optimizer,
             trainer_state=state,
             tokenizer=self._tokenizer,
+            in_flight=self._batches.in_flight,
         )
+
+    def _saves_after(self, step: int) -> bool:
+        """Whether there is a checkpoint after so many batches."""
+        return step % self._config.checkpoint_every == 0 or step == self._config.steps
 
     def _seconds(self) -> float:
         return self._earlier_seconds + time.monotonic() - self._began

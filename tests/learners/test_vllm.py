@@ -485,6 +485,23 @@ def test_a_whole_run_of_rapo(engine, tmp_path, monkeypatch):
     assert engines_below(os.getpid()) == others
 
 
+@needs_vllm
+@pytest.mark.thorough
+def test_a_whole_run_that_is_played_ahead(engine, tmp_path):
+    """Each batch but the first is sampled from the weights of the step before, which is what its mismatch is made of."""
+    policy = saved_policy(tmp_path / "policy", (TOKENIZER.eos_token_id, *range(0, 256, 6)))
+    others = engines_below(os.getpid())
+    ahead = ("--sampler", "vllm", "--no-deterministic", "--async-steps", "1", "--minibatch-groups", "0")
+    run(GRPOConfig, GRPO, "", short(policy, tmp_path / "run", *ahead))
+    first, *later = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert first["mismatch_max"] < 1e-3
+    assert [record["staleness"] for record in (first, *later)] == [0, 1, 1]
+    assert all(record["mismatch_mean"] > 10 * first["mismatch_mean"] for record in later)
+    assert all("importance_mean" in record for record in (first, *later))
+    gc.collect()
+    assert engines_below(os.getpid()) == others
+
+
 _HOLD = """
 import sys, time
 sys.path[:0] = [{here!r}]
