@@ -48,7 +48,9 @@ from learners.run.config import RunConfig, UsageError, check_least, environment_
 from learners.run.demonstrations import Choice, choose, save, transcript
 from learners.run.learner import GroupLearner
 from learners.run.players import seed_of
+from learners.run.policy import load_model
 from learners.run.trainer import train
+from learners.update.adapters import ADAPTER_CONFIG
 from learners.update.batch import Credit, terms_of
 from learners.update.losses import TokenLoss
 from tracebank import Trajectory, read_trajectories
@@ -72,7 +74,7 @@ class SFTConfig(RunConfig):
     """Only trajectories with a higher reward."""
 
     def unset(self) -> dict[str, float]:
-        return {**super().unset(), "learning_rate": 3e-4 if self.model == "tiny" else 1e-5}
+        return {**super().unset(), "learning_rate": self.usual_rate(1e-5)}
 
 
 class SFT(GroupLearner):
@@ -170,12 +172,17 @@ def _demonstrations(config: SFTConfig) -> list[Trajectory]:
 
 
 def save_policy(folder: Path) -> Path:
-    """Puts the newest checkpoint's model and tokenizer into ``policy`` of a run folder, whole or not at all."""
+    """Puts the newest checkpoint's model (adapters merged) and tokenizer into ``policy`` of a run folder, whole or not at
+    all."""
     path, newest = folder / "policy", latest_checkpoint(folder / "checkpoints")
     if newest is not None and not path.exists():
         unfinished = folder / ".policy.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(newest, unfinished, ignore=shutil.ignore_patterns("optimizer.pt", "trainer.json", "manifest.json"))
+        if (unfinished / ADAPTER_CONFIG).exists():  # whole, so that it can be trained with adapters again
+            load_model(str(unfinished), "auto").save_pretrained(unfinished)
+            for left in unfinished.glob("adapter_*"):
+                left.unlink()
         os.rename(unfinished, path)
     return path
 

@@ -1,10 +1,10 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
 A checkpoint is a folder ``step_NNNNNN`` with the model as `transformers` saves it (so that ``from_pretrained`` reads it, and
-a server of models too), the optimiser's state, the trainer's own state as JSON, and a manifest with the size and checksum of
-every file; where a batch was in flight (`learners.run.overlap`), also with the weights that this one is sampled from. It
-is written under another name, put safely on the disk and only then renamed, so that whatever is called ``step_NNNNNN`` is
-whole: a run may be killed at any moment.
+a server of models too), or with its adapters alone as peft saves them, the optimiser's state, the trainer's own state as
+JSON, and a manifest with the size and checksum of every file; where a batch was in flight (`learners.run.overlap`), also
+with the weights that this one is sampled from. It is written under another name, put safely on the disk and only then
+renamed, so that whatever is called ``step_NNNNNN`` is whole: a run may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
+
+from learners.update.adapters import ADAPTER_CONFIG, adapted_layers, read_adapters, save_adapters
 
 _FINISHED = re.compile(r"step_(\d{6,})")
 _UNFINISHED = "unfinished_"
@@ -49,7 +51,7 @@ def save_checkpoint(
     Args:
         folder: Where the checkpoints of the run are; it is made when there is none.
         step: Updates made so far.
-        model: The policy, with parameters of one number format.
+        model: The policy, with parameters of one number format or with adapters, which are then all that is saved of it.
         optimizer: Its optimiser.
         trainer_state: Whatever else the trainer goes on from: JSON values that come back as they are (no tuples, keys that
             are text, finite numbers).
@@ -70,14 +72,18 @@ def save_checkpoint(
     if keep < 1:
         raise ValueError(f"keep: expected at least 1, found {keep}")
     state = _as_json(trainer_state)
+    adapters_alone = bool(adapted_layers(model))
     formats = sorted({str(parameter.dtype) for parameter in model.parameters()})
-    if len(formats) > 1:  # from_pretrained would cast all of them to one
+    if len(formats) > 1 and not adapters_alone:  # from_pretrained would cast all of them to one
         raise ValueError(f"model: expected parameters of one number format, found {', '.join(formats)}")
     folder.mkdir(parents=True, exist_ok=True)
     _remove_unfinished(folder)
     unfinished = folder / f"{_UNFINISHED}{final.name}"
     with _no_progress_bars():
-        model.save_pretrained(unfinished)
+        if adapters_alone:
+            save_adapters(model, unfinished)
+        else:
+            model.save_pretrained(unfinished)
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
     torch.save(optimizer.state_dict(), unfinished / _OPTIMIZER)
@@ -116,7 +122,8 @@ def load_checkpoint(path: Path, model: PreTrainedModel, optimizer: torch.optim.O
 
     Args:
         path: The folder of the checkpoint.
-        model: A policy of the same architecture and number format, changed in place.
+        model: A policy of the same architecture and number format, changed in place. One with adapters is the one that these
+            were trained on.
         optimizer: An optimiser over its parameters, changed in place.
 
     Returns:
@@ -125,15 +132,10 @@ def load_checkpoint(path: Path, model: PreTrainedModel, optimizer: torch.optim.O
     Raises:
         CheckpointError: A damaged or incomplete checkpoint, or one of another model or optimiser; nothing was changed then.
     """
-    _verify(path)
+    _verify(path, ADAPTER_CONFIG if adapted_layers(model) else "config.json")
     state: dict[str, Any] = json.loads((path / _TRAINER).read_text())
     optimizer_state = torch.load(path / _OPTIMIZER, map_location="cpu", weights_only=True)
-    with _no_progress_bars():
-        loaded: Any = type(model).from_pretrained(path, dtype=model.dtype, local_files_only=True, output_loading_info=True)
-    saved, problems = loaded
-    if any(problems.values()):
-        raise CheckpointError(f"{path}: expected the weights of a {type(model).__name__}, found others: {problems}")
-    weights, present = saved.state_dict(), model.state_dict()
+    present, weights = read_adapters(model, path) if adapted_layers(model) else _read_model(model, path)
     for name in sorted(weights.keys() | present.keys()):
         expected, found = (_kind(tensors.get(name)) for tensors in (present, weights))
         if expected != found:
@@ -142,7 +144,9 @@ def load_checkpoint(path: Path, model: PreTrainedModel, optimizer: torch.optim.O
         optimizer.load_state_dict(optimizer_state)
     except ValueError as error:
         raise CheckpointError(f"{path / _OPTIMIZER}: expected the state of this optimiser, found another: {error}") from None
-    model.load_state_dict(weights)
+    with torch.no_grad():
+        for name, tensor in present.items():
+            tensor.copy_(weights[name])
     return state
 
 
@@ -163,6 +167,16 @@ def load_in_flight(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+def _read_model(model: PreTrainedModel, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A model's own weights and those of a checkpoint, by their names."""
+    with _no_progress_bars():
+        loaded: Any = type(model).from_pretrained(path, dtype=model.dtype, local_files_only=True, output_loading_info=True)
+    saved, problems = loaded
+    if any(problems.values()):
+        raise CheckpointError(f"{path}: expected the weights of a {type(model).__name__}, found others: {problems}")
+    return model.state_dict(), saved.state_dict()
+
+
 def _as_json(state: Mapping[str, Any]) -> str:
     try:
         text = json.dumps(dict(state), allow_nan=False)
@@ -175,14 +189,14 @@ def _as_json(state: Mapping[str, Any]) -> str:
     return text
 
 
-def _verify(path: Path) -> None:
-    """Raises unless every file of a checkpoint is what was written."""
+def _verify(path: Path, config: str) -> None:
+    """Raises unless every file of a checkpoint is what was written, and a configuration of this name is among them."""
     advice = "the checkpoint is damaged: remove it and resume from the one before it"
     try:
         files = json.loads((path / _MANIFEST).read_text())["files"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path / _MANIFEST}: expected the manifest of a checkpoint, found none ({error!r})") from None
-    for name in {_OPTIMIZER, _TRAINER, "config.json"} - files.keys():
+    for name in {_OPTIMIZER, _TRAINER, config} - files.keys():
         raise CheckpointError(f"{path / _MANIFEST}: expected {name} among its files, found none; {advice}")
     for name, written in files.items():
         if not (path / name).is_file():

@@ -149,13 +149,21 @@ class RunConfig(PlayConfig):
     tasks_per_step: int = 16
     """Groups in a batch."""
     learning_rate: float = 0.0
-    """Peak learning rate of AdamW. 0: 3e-4 for the tiny policy, 1e-6 for any other."""
+    """Peak learning rate of AdamW. 0: 3e-4 for the tiny policy, 1e-6 for any other; with adapters ten times that."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Course of the learning rate after the warm-up; linear and cosine end at zero."""
     warmup_steps: int = 0
     """Batches over which the learning rate rises from zero."""
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
+    optimizer_device: Literal["auto", "cpu"] = "auto"
+    """Where AdamW keeps its moments, and float32 copies of weights that are in another format, and takes its steps: auto is
+    beside the policy, cpu the machine's memory."""
+    lora_rank: int = 0
+    """Rank of adapters (LoRA) on every linear layer but the output head, which are trained in place of the policy's weights;
+    0 for none."""
+    lora_alpha: float = 0.0
+    """What the adapters add is multiplied by this over their rank. 0: twice the rank."""
     epochs: int = 1
     """Passes over a batch."""
     minibatch_groups: int | None = None
@@ -165,6 +173,9 @@ class RunConfig(PlayConfig):
     update: Literal["tree", "padded"] = "tree"
     """What forward and backward passes run over: trees, in which tokens that trajectories share are computed once, or each
     trajectory by itself, padded to the longest. Changes time and memory, not results."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more arithmetic,
+    the same results."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     importance_cap: float | None = None
@@ -190,7 +201,13 @@ class RunConfig(PlayConfig):
             object.__setattr__(self, "minibatch_groups", min(4, self.tasks_per_step))
 
     def unset(self) -> dict[str, float]:
-        return {**super().unset(), "learning_rate": 3e-4 if self.model == "tiny" else 1e-6}
+        return {**super().unset(), "learning_rate": self.usual_rate(1e-6), "lora_alpha": 2.0 * self.lora_rank}
+
+    def usual_rate(self, rate: float) -> float:
+        """The peak learning rate where none is given, of a learner whose usual one is ``rate``; adapters take a larger one
+        (Schulman et al. 2025, "LoRA without regret")."""
+        usual = 3e-4 if self.model == "tiny" else rate
+        return 10 * usual if self.lora_rank else usual
 
 
 def learner_name(config_class: type[PlayConfig]) -> str:
@@ -254,12 +271,16 @@ def check(config: RunConfig) -> None:
     """Raises `UsageError` for values of a training run that cannot be meant."""
     positive = ("steps", "tasks_per_step", "epochs", "micro_tokens", "eval_tasks", "checkpoint_every")
     check_least(config, 1, (*PLAY_POSITIVE, *positive))
-    check_least(config, 0, ("minibatch_groups", "warmup_steps", "eval_every", "seed", "learning_rate"))
+    check_least(config, 0, ("minibatch_groups", "warmup_steps", "eval_every", "seed", "learning_rate", "lora_rank"))
     if config.sampler == "server" or config.server is not None:
         raise UsageError(
             "--sampler server: a server takes no new weights, so nothing can be trained with it; train with --sampler vllm "
             "or transformers, and collect or evaluate with a server"
         )
+    if config.lora_alpha and not config.lora_rank:
+        raise UsageError(f"--lora-alpha {config.lora_alpha:g} is of adapters, and there are none: give --lora-rank too")
+    if config.lora_alpha < 0:
+        raise UsageError(f"--lora-alpha must be above 0, not {config.lora_alpha:g}")
     if not config.temperature > 0:
         raise UsageError(f"--temperature must be above 0 to explore, not {config.temperature}")
     check_decoding(config)

@@ -6,7 +6,6 @@ was played, and when environment faults are too many.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 from collections import Counter
@@ -30,6 +29,7 @@ from learners.run.report import stage_progress
 from learners.run.served import ServedPolicy
 from learners.sampling.sampler import Sampler
 from learners.sampling.transformers import TransformersSampler
+from learners.update.weights import plain_copy, sampling_weights
 from tracebank.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ def open_sampler(config: PlayConfig, policy: Policy, *, own_weights: bool = Fals
         sampler: Sampler = VllmSampler(
             model,
             tokenizer,
+            weights=sampling_weights(model),
             seed=config.seed,
             eos=ends,
             length=config.total_tokens,
@@ -106,13 +107,14 @@ def open_sampler(config: PlayConfig, policy: Policy, *, own_weights: bool = Fals
         )
         return sampler
     return TransformersSampler(
-        copy.deepcopy(model) if own_weights else model,
+        plain_copy(model) if own_weights else model,
         tokenizer,
         seed=config.seed,
         eos=ends,
         deterministic=is_deterministic(config),
         entropy="full" if config.entropy == "auto" else config.entropy,
         entropy_top=config.entropy_top,
+        in_place=not own_weights,
     )
 
 

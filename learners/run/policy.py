@@ -7,10 +7,14 @@ from typing import Any
 
 import gymnasium as gym
 import torch
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.peft_utils import find_adapter_config_file
 
-from learners.run.config import PlayConfig, UsageError
+from learners.run.config import PlayConfig, RunConfig, UsageError
 from learners.run.tiny import tiny_policy
+from learners.update.adapters import add_adapters
+from learners.update.recompute import recomputable_layers
 
 
 def load_policy(
@@ -24,22 +28,67 @@ def load_policy(
         UsageError: There is no such model here, or the device or number format cannot be had.
     """
     device = device_of(config)
-    model: PreTrainedModel
+    model: PreTrainedModel  # whose own `to` is typed wrongly
     tokenizer: PreTrainedTokenizerBase
     if config.model == "tiny":
         model, tokenizer = tiny_policy(make_env, progress=progress)
+        if config.dtype == "bfloat16":
+            torch.nn.Module.to(model, torch.bfloat16)
     else:
         dtype = config.dtype if config.dtype != "auto" else "float32" if device.type == "cpu" else "bfloat16"
         try:
             tokenizer = AutoTokenizer.from_pretrained(config.model)
-            model = AutoModelForCausalLM.from_pretrained(config.model, dtype=getattr(torch, dtype))
+            model = load_model(config.model, getattr(torch, dtype))
         except (OSError, ValueError) as problem:
             first = str(problem).strip().splitlines()[0]
             raise UsageError(
                 f"--model {config.model} cannot be loaded (expected tiny, a model id or a folder): {first}"
             ) from None
-    torch.nn.Module.to(model, device)  # the model's own wrapper is typed wrongly
+    torch.nn.Module.to(model, device)
     return model.eval(), tokenizer
+
+
+def load_model(source: str, dtype: torch.dtype | str) -> PreTrainedModel:
+    """A causal language model; where there are only adapters, their base with them merged into its weights.
+
+    Args:
+        source: A Hugging Face id or a folder.
+        dtype: Number format of its weights, or "auto" for that of its files.
+
+    Raises:
+        OSError, ValueError: There is no such model here, or no base for the adapters.
+    """
+    model: PreTrainedModel
+    if find_adapter_config_file(source) is None:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    else:
+        model = AutoPeftModelForCausalLM.from_pretrained(source, dtype=dtype).merge_and_unload()
+        model.requires_grad_(True)  # peft has frozen it
+    return model
+
+
+def ready_to_learn(model: PreTrainedModel, config: RunConfig) -> None:
+    """Gives a policy the adapters that the configuration asks for.
+
+    Args:
+        model: The policy that `load_policy` loaded, changed in place.
+        config: How it is to be trained.
+
+    Raises:
+        UsageError: It cannot be trained like that.
+    """
+    if config.gradient_checkpointing and not recomputable_layers(model):
+        raise UsageError(
+            f"--gradient-checkpointing: {type(model).__name__} has no layers that could be computed again; leave it out"
+        )
+    if not config.lora_rank:
+        return
+    if config.model != "tiny" and find_adapter_config_file(config.model) is not None:
+        raise UsageError(
+            f"--model {config.model} holds adapters already: merge them into their base first (docs/learners.md says how), "
+            "or train all weights by --lora-rank 0"
+        )
+    add_adapters(model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
 
 
 def device_of(config: PlayConfig) -> torch.device:

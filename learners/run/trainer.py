@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol
 import gymnasium as gym
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from learners.rollout.engine import Group, independent
 from learners.rollout.tree import RolloutTree
@@ -43,10 +44,14 @@ from learners.run.players import (
     refuse_too_many_faults,
     seed_of,
 )
+from learners.run.policy import ready_to_learn
 from learners.run.report import Report
+from learners.update.adapters import adapted_layers, trained
 from learners.update.batch import Credit, Row, Terms, rows_of
 from learners.update.losses import TokenLoss
+from learners.update.optimizer import open_optimizer
 from learners.update.step import UpdateSettings, measured, update_policy
+from learners.update.weights import sampling_weights
 from tracebank.trajectory import write_trajectories
 
 logger = logging.getLogger(__name__)
@@ -112,6 +117,7 @@ def train(learner: Learner) -> dict[str, Any]:
     folder = folder_of(config)
     makers = {split: environment_maker(config, split) for split in (config.train_split, config.eval_split)}
     policy = open_policy(config, makers[config.train_split])
+    ready_to_learn(policy.model, config)
     with held(folder, config):
         learner.prepare(folder, makers[config.train_split])
         run = _Run(learner, folder, policy, makers, cap)
@@ -137,8 +143,14 @@ class _Run:
         self._learner, self._config, self._folder = learner, config, folder
         model = policy.model
         self._model, self._tokenizer = model, policy.tokenizer
-        self._reference = copy.deepcopy(model) if learner.kl_coefficient > 0 else None
-        self._optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
+        self._reference: PreTrainedModel | None = None
+        if learner.kl_coefficient > 0:  # without its adapters, where it has some, a policy is what it was
+            self._reference = model if adapted_layers(model) else copy.deepcopy(model)
+        self._optimizer = open_optimizer(
+            trained(model),
+            weight_decay=config.weight_decay,
+            device=torch.device("cpu") if config.optimizer_device == "cpu" else None,
+        )
         self._step = 0  # batches learned from
         self._before: dict[str, float] = {}  # the evaluation before training
         self._earlier_seconds = 0.0  # of the sittings before this one
@@ -157,7 +169,7 @@ class _Run:
         self._batches = Batches(
             self._play_batch,
             self._sampler,
-            model.named_parameters,
+            lambda: sampling_weights(model),
             steps=config.steps,
             ahead=ahead,
             saves_after=self._saves_after,
@@ -275,6 +287,7 @@ class _Run:
             ratio_to=self._learner.ratio_to,
             layout=config.update,
             importance_cap=self._cap,
+            recompute=config.gradient_checkpointing,
         )
 
     def _measure(self, trees: Sequence[RolloutTree]) -> None:

@@ -30,13 +30,15 @@ class TransformersSampler:
     """See the module; the contract is `learners.sampling.sampler.Sampler`.
 
     Args:
-        model: The policy. It is read in place: weights that a trainer updates in the same module need no copying.
+        model: The policy.
         tokenizer: Its tokenizer.
         seed: Seed of the noise.
         eos: Ids that end an assistant turn.
         deterministic: Whether streams join a batch only when every live stream waits for its turn.
         entropy: What the entropies are, such as those that an inference server can tell.
         entropy_top: How many of the likeliest tokens they are computed of, where they are not of all.
+        in_place: Whether new weights are already there when `load_weights` tells of them, since who trains does so in this
+            very module; else they are copied.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class TransformersSampler:
         deterministic: bool = False,
         entropy: EntropyKind = "full",
         entropy_top: int = 20,
+        in_place: bool = False,
     ) -> None:
         check_full_attention(model.config)
         self.version = 0
@@ -56,6 +59,7 @@ class TransformersSampler:
         self.vocabulary: int = model.config.vocab_size
         self._model, self._tokenizer = model, tokenizer
         self._seed, self._eos, self._deterministic = seed, frozenset(eos), deterministic
+        self._in_place = in_place
         self._cache = SlotCache()
         self._token_texts: dict[int, str] = {}
         self._live: set[_Stream] = set()  # started and not cancelled
@@ -72,10 +76,10 @@ class TransformersSampler:
     def load_weights(self, parameters: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         if self._live:
             raise RuntimeError(f"{len(self._live)} streams are live: end them before the weights change")
-        own = dict(self._model.named_parameters())
-        with torch.no_grad():
-            for name, new in parameters:
-                if new.data_ptr() != own[name].data_ptr():
+        if not self._in_place:
+            own = dict(self._model.named_parameters())
+            with torch.no_grad():
+                for name, new in parameters:
                     own[name].copy_(new)
         self.version = version
 

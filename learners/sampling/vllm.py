@@ -31,6 +31,7 @@ class VllmSampler(RequestSampler):
     Args:
         model: The policy. The engine has its own copy of the weights; `load_weights` brings it up to date.
         tokenizer: Its tokenizer.
+        weights: The first weights, by the names that they had when the model was loaded; default: its parameters.
         seed: Seed of the noise.
         eos: Ids that end an assistant turn.
         length: Tokens of the longest sequence.
@@ -48,6 +49,7 @@ class VllmSampler(RequestSampler):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        weights: Iterable[tuple[str, torch.Tensor]] | None = None,
         seed: int,
         eos: Sequence[int],
         length: int,
@@ -69,7 +71,12 @@ class VllmSampler(RequestSampler):
         )
         self._told = False  # that nothing is released on CPU
         self._engine = VllmEngine(
-            model, length=self._length, concurrency=concurrency, logprobs=max(1, self._top), memory=memory
+            model,
+            dict(model.named_parameters() if weights is None else weights),
+            length=self._length,
+            concurrency=concurrency,
+            logprobs=max(1, self._top),
+            memory=memory,
         )
 
     def start(self, path: tuple[int, ...]) -> RequestStream:

@@ -42,14 +42,24 @@ class VllmEngine:
     """The engine, from its start to `close`.
 
     Args:
-        model: The policy: its configuration, number format and first weights.
+        model: The policy: its configuration and number format.
+        weights: The first weights, by the names that they had when the model was loaded.
         length: Tokens of the longest sequence.
         concurrency: Sequences that are advanced at once.
         logprobs: The most log-probabilities a token that are ever asked for.
         memory: Share of a GPU's memory that weights and caches may take; of the machine's, on CPU, the caches.
     """
 
-    def __init__(self, model: PreTrainedModel, *, length: int, concurrency: int, logprobs: int, memory: float) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        weights: dict[str, torch.Tensor],
+        *,
+        length: int,
+        concurrency: int,
+        logprobs: int,
+        memory: float,
+    ) -> None:
         self._model = model
         self._asleep = False
         self.can_sleep = not current_platform.is_cpu()
@@ -60,7 +70,7 @@ class VllmEngine:
         self._started: list[AsyncLLM] = []  # what the finaliser ends; it must not hold on to this object
         self._end = weakref.finalize(self, _shut_down, self._loop, thread, self._started)
         try:
-            with _checkpoint(model, dict(model.named_parameters())) as folder:
+            with _checkpoint(model, weights) as folder:
                 arguments = AsyncEngineArgs(
                     model=str(folder),
                     skip_tokenizer_init=True,  # ids in, ids out

@@ -23,9 +23,11 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from learners.update.adapters import without_adapters
 from learners.update.batch import Row, flat, micro_batches, pad
 from learners.update.losses import TokenLoss, kl_penalty, truncated_importance, weighted_mean
 from learners.update.packing import packs, side_by_side, stacked, tree_attention, tree_logprobs, worth_of_a_token
+from learners.update.recompute import recomputation
 
 BoundSurrogate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], TokenLoss]
 """A surrogate with its options bound: (log ratio [N], advantage [N], ratio scale [N]) -> the loss of each of N tokens."""
@@ -50,6 +52,7 @@ class UpdateSettings:
         layout: Whether forward passes run over trees, each shared token once, or over padded rows.
         importance_cap: The largest weight of a token's loss that corrects for who sampled it; 0 for no such weights. Only
             where ratios are to the trainer: those to the sampler correct for it themselves.
+        recompute: Whether activations are computed again in the backward pass; changes memory and time, not results.
     """
 
     epochs: int = 1
@@ -61,6 +64,7 @@ class UpdateSettings:
     ratio_to: Literal["trainer", "sampler"] = "trainer"
     layout: Literal["tree", "padded"] = "tree"
     importance_cap: float = 0.0
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         if self.importance_cap and self.ratio_to == "sampler":
@@ -159,7 +163,7 @@ def update_policy(
         surrogate: The loss of a token.
         settings: How.
         orders: For each epoch, in which order the groups are taken.
-        reference: The policy that the KL penalty pulls towards.
+        reference: The policy that the KL penalty pulls towards, taken without adapters: it may be ``model`` itself.
 
     Returns:
         Metrics over all steps: ``loss``, ``grad_norm``, ``entropy``, ``clip_low`` and ``clip_high`` (shares of tokens),
@@ -174,7 +178,7 @@ def update_policy(
         With ``importance_cap``: ``importance_mean``, the mean weight (1 but for noise and the cap), and
         ``importance_capped``, the share of tokens that the cap holds.
     """
-    with _attention(model, settings):
+    with _attention(model, settings), recomputation(model) if settings.recompute else nullcontext():
         return _update(model, optimizer, groups, surrogate, settings, [list(order) for order in orders], reference)
 
 
@@ -196,7 +200,10 @@ def _update(
     recorded = settings.ratio_to == "sampler"
     # With a single step the old policy is the present one, and its log-probabilities are those of the forward pass itself.
     old = frozen_logprobs(model, rows, settings) if len(minibatches) > 1 and not recorded else None
-    anchor = frozen_logprobs(reference, rows, settings) if reference is not None else None
+    anchor = None
+    if reference is not None:
+        with without_adapters(reference):
+            anchor = frozen_logprobs(reference, rows, settings)
     totals: dict[str, float] = dict.fromkeys(("loss", "entropy", "kl_old", "clip_low", "clip_high", "kl_reference"), 0.0)
     norms: list[float] = []
     gaps: list[torch.Tensor] = []
