@@ -57,7 +57,7 @@ class MismatchWatch:
             self._silent = True
             logger.warning(
                 "step %d: for %.0f%% of the tokens the trainer's probability is not within %g to %g times the sampler's "
-                "(mismatch_outside; docs/learners.md says what is usual): find out why, or correct it by --importance-cap 2",
+                "(mismatch_outside; docs/speed.md says what is usual): find out why, or correct it by --importance-cap 2",
                 step,
                 100 * share,
                 *BAND,

@@ -85,7 +85,7 @@ def ready_to_learn(model: PreTrainedModel, config: RunConfig) -> None:
         return
     if config.model != "tiny" and find_adapter_config_file(config.model) is not None:
         raise UsageError(
-            f"--model {config.model} holds adapters already: merge them into their base first (docs/learners.md says how), "
+            f"--model {config.model} holds adapters already: merge them into their base first (docs/speed.md says how), "
             "or train all weights by --lora-rank 0"
         )
     add_adapters(model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
