@@ -162,8 +162,8 @@ class TransformersSampler:
     def _advance(self) -> None:
         """One token for every stream of the batch; runs in the sampler's thread while the loop leaves these fields alone."""
         self._prefill([stream for stream in self._decoding if len(stream.ids) - stream.cached > 1])
-        batch = self._decoding
-        logits = self._forward(batch, [len(stream.ids) for stream in batch], 1)
+        batch = self._decoding = self._lined_up()
+        logits = self._forward(batch, [len(stream.ids) for stream in batch], 1, lined_up=True)
         temperatures = torch.tensor([stream.decoding.temperature for stream in batch], device=logits.device)[:, None]
         logprobs = torch.log_softmax(logits.float() / torch.where(temperatures > 0, temperatures, 1.0), dim=-1)
         logprobs = _cut(logprobs, [stream.decoding for stream in batch])
@@ -178,6 +178,16 @@ class TransformersSampler:
         rows = zip(batch, chosen[:, 0].tolist(), chances, entropies.tolist(), strict=True)
         for stream, token, chance, entropy in rows:
             stream.take(token, chance, entropy)
+
+    def _lined_up(self) -> list[_Stream]:
+        """The batch, with what its streams have cached side by side.
+
+        Their order is that of their paths where it is part of what makes two runs equal; else those stay that are in place.
+        """
+        slots = {stream.slot: stream for stream in self._decoding if stream.slot is not None}
+        order = list(slots) if self._deterministic else self._cache.settled(list(slots))
+        self._cache.line_up(order)
+        return [slots[slot] for slot in order]
 
     def _prefill(self, streams: list[_Stream]) -> None:
         """Caches all but the last token of each stream. What streams have in common is computed once and copied."""
@@ -202,7 +212,7 @@ class TransformersSampler:
             self._cache.copy(leader.slot, stream.slot, leader.cached)
             stream.cached = leader.cached
 
-    def _forward(self, streams: list[_Stream], ends: list[int], width: int) -> torch.Tensor:
+    def _forward(self, streams: list[_Stream], ends: list[int], width: int, *, lined_up: bool = False) -> torch.Tensor:
         """Caches each stream's tokens up to place ``ends[i]``, at most ``width`` of them.
 
         Returns:
@@ -212,7 +222,7 @@ class TransformersSampler:
         rows = zip(streams, ends, counts, strict=True)
         ids = [[0] * (width - count) + stream.ids[end - count : end] for stream, end, count in rows]
         slots = [stream.slot for stream in streams if stream.slot is not None]
-        positions, mask = self._cache.forward_over(slots, ends, counts, width)
+        positions, mask = self._cache.forward_over(slots, ends, counts, width, lined_up=lined_up)
         device = self._model.device
         output = self._model(
             input_ids=torch.tensor(ids, device=device),
