@@ -10,9 +10,8 @@ Each row then has its loss for each of its tokens, with its own advantage, weigh
 computed by itself: what reaches a shared token in the backward pass is the sum over its rows. No surrogate need be known
 here, and clipped or not, shaped or not, the gradient is that of the rows one by one.
 
-On a GPU attention is FlexAttention, which leaves out what no token attends to; there a pack is as large as a pass may be.
-Elsewhere attention is PyTorch's own with a mask, which computes what it then masks; there rows share a pack as long as that
-is less work than keeping them apart.
+On a GPU attention is FlexAttention, on a CPU that of `learners.update.tree_attention`: both leave out what no token attends
+to, so that rows share a pack wherever it has room for them. Elsewhere it is PyTorch's own with a mask.
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
+from learners.update import tree_attention as on_cpu
+
 _BLOCK = 128  # FlexAttention's block size; passes are multiples of it, so that few lengths are compiled for
-_SLOWER = 2.0  # attention with a mask takes about as much longer than matrix products of as many operations
 _ALIKE = 0.8  # packs stand side by side that are at least as long as this share of the longest
 
 
@@ -60,6 +60,7 @@ class Forest:
         places: Where the tokens of each stand among all R · L, [T] each.
         ids, positions, ends: As of the packs, [R, L].
         parents: Where the token before each stands among all R · L, [R · L]; -1 for a first one.
+        real: True where a token is, [R, L].
     """
 
     rows: list[int]
@@ -68,16 +69,15 @@ class Forest:
     positions: torch.Tensor
     ends: torch.Tensor
     parents: torch.Tensor
+    real: torch.Tensor
 
 
-def packs(rows: Sequence[torch.Tensor], most: int, worth: float | None) -> list[Pack]:
+def packs(rows: Sequence[torch.Tensor], most: int) -> list[Pack]:
     """Lays rows out as trees.
 
     Args:
         rows: Their token ids, [T] each.
         most: Tokens of a pack, unless a single row has more. A tree that is larger is cut: its prefix is repeated.
-        worth: How many keys a token would have to attend to for attention to be as much work as all else. Rows share a pack
-            only where that is less work than two; None where attention costs nothing between rows that share nothing.
 
     Returns:
         The packs; every row is in one of them.
@@ -89,9 +89,8 @@ def packs(rows: Sequence[torch.Tensor], most: int, worth: float | None) -> list[
     for index in order:
         length = len(spelled[index])
         shared = _common(rows[last], rows[index]) if found else 0
-        together, new = size + length - shared, length - shared
-        apart = worth is not None and together**2 - size**2 + worth * new > length**2 + worth * length
-        if not found or together > most or apart:
+        together = size + length - shared
+        if not found or together > most:
             found.append([(index, 0)])
             size = length
         else:
@@ -144,10 +143,11 @@ def stacked(chosen: Sequence[Pack], device: torch.device) -> Forest:
         length = -(-length // _BLOCK) * _BLOCK
     ids = torch.zeros(len(chosen), length, dtype=torch.int64)
     positions, ends = ids.clone(), torch.arange(1, length + 1).repeat(len(chosen), 1)
-    parents = torch.full_like(ids, -1)
+    parents, real = torch.full_like(ids, -1), torch.zeros_like(ids, dtype=torch.bool)
     for number, pack in enumerate(chosen):
         own = slice(len(pack.ids))
         ids[number, own], positions[number, own], ends[number, own] = pack.ids, pack.positions, pack.ends
+        real[number, own] = True
         parents[number, own] = torch.where(pack.parents < 0, -1, pack.parents + number * length)
     return Forest(
         rows=[row for pack in chosen for row in pack.rows],
@@ -156,6 +156,7 @@ def stacked(chosen: Sequence[Pack], device: torch.device) -> Forest:
         positions=positions.to(device),
         ends=ends.to(device),
         parents=parents.flatten().to(device),
+        real=real.to(device),
     )
 
 
@@ -198,7 +199,8 @@ def tree_attention(model: PreTrainedModel) -> Iterator[None]:
         raise ValueError(
             f"an update over trees needs a model with full attention, and this one has {found}: use padded rows"
         )
-    needed, before = "flex_attention" if model.device.type == "cuda" else "sdpa", config._attn_implementation
+    needed = {"cuda": "flex_attention", "cpu": on_cpu.NAME}.get(model.device.type, "sdpa")
+    before = config._attn_implementation
     if needed == before:
         yield
         return
@@ -209,15 +211,11 @@ def tree_attention(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def worth_of_a_token(model: PreTrainedModel) -> float | None:
-    """How many keys' attention a token's other arithmetic is worth, for `packs`; None for FlexAttention."""
-    if model.device.type == "cuda":
-        return None
-    config = model.config.get_text_config()
-    embedded = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
-    weights = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embedded)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return float(weights / (config.num_hidden_layers * 2 * config.num_attention_heads * size) / _SLOWER)
+def _mask_of(forest: Forest, attention: str) -> torch.Tensor | BlockMask:
+    """Which tokens each attends to, as an attention function of this name takes it."""
+    if attention == on_cpu.NAME:
+        return on_cpu.tree_mask(forest.ends * forest.real)
+    return blocks_of_ancestors(forest.ends) if attention == "flex_attention" else ancestors(forest.ends)
 
 
 def tree_logprobs(
@@ -242,7 +240,7 @@ def tree_logprobs(
     tokens, copied = copies.unique(return_inverse=True)
     parents = forest.parents[tokens]
     choosers, chooser = parents.clamp(min=0).unique(return_inverse=True)
-    mask = (blocks_of_ancestors if device.type == "cuda" else ancestors)(forest.ends)
+    mask = _mask_of(forest, model.config._attn_implementation)
     with _logits_only_at(model, choosers):
         output = model(input_ids=forest.ids, attention_mask=mask, position_ids=forest.positions, use_cache=False)
     distribution = torch.log_softmax(output.logits[0].float() / temperature, dim=-1)

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from learners.update.adapters import without_adapters
 from learners.update.batch import Row, flat, micro_batches, pad
 from learners.update.losses import TokenLoss, kl_penalty, truncated_importance, weighted_mean
-from learners.update.packing import packs, side_by_side, stacked, tree_attention, tree_logprobs, worth_of_a_token
+from learners.update.packing import packs, side_by_side, stacked, tree_attention, tree_logprobs
 from learners.update.recompute import recomputation
 
 BoundSurrogate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], TokenLoss]
@@ -107,7 +107,7 @@ def _passes(
             masks = masks.to(model.device)
             yield indices, logprobs[masks], entropies[masks]
         return
-    trees = packs([row.tokens.ids for row in rows], settings.micro_tokens, worth_of_a_token(model))
+    trees = packs([row.tokens.ids for row in rows], settings.micro_tokens)
     for chosen in side_by_side(trees, settings.micro_tokens):
         forest = stacked(chosen, model.device)
         found = tree_logprobs(model, forest, [wanted[index] for index in forest.rows], settings.temperature)

@@ -20,8 +20,9 @@ from learners.rollout.tree import Leaf, PathTokens, RolloutTree
 from learners.run.command import run
 from learners.update.batch import Row, Terms
 from learners.update.losses import SURROGATES
-from learners.update.packing import Pack, ancestors, blocks_of_ancestors, packs, side_by_side, stacked, worth_of_a_token
+from learners.update.packing import Pack, ancestors, blocks_of_ancestors, packs, side_by_side, stacked
 from learners.update.step import UpdateSettings, frozen_logprobs, measured, token_logprobs, update_policy
+from learners.update.tree_attention import NAME, runs_of, tree_attention_forward, tree_mask
 
 CPU = torch.device("cpu")
 MODEL = random_policy().double()  # so that rounding, which a ratio of exp(2) makes more of, is no matter
@@ -129,7 +130,7 @@ def test_a_tree_drawn_by_hand():
     """5 6 ┬ 7 ─ 8          The second row is a beginning of the first one; the third and the fourth are one and the same.
     .      └ 9 ─ 7"""
     rows = [torch.tensor(ids) for ids in ([5, 6, 7, 8], [5, 6, 7], [5, 6, 9, 7], [5, 6, 9, 7])]
-    (pack,) = packs(rows, 100, None)
+    (pack,) = packs(rows, 100)
     assert pack.ids.tolist() == [5, 6, 7, 8, 9, 7]
     assert pack.positions.tolist() == [0, 1, 2, 3, 2, 3]
     assert pack.parents.tolist() == [-1, 0, 1, 2, 1, 4]
@@ -139,7 +140,7 @@ def test_a_tree_drawn_by_hand():
 
 
 def test_trees_that_share_nothing_lie_side_by_side():
-    (pack,) = packs([torch.tensor([7, 8]), torch.tensor([5]), torch.tensor([7, 9])], 100, None)
+    (pack,) = packs([torch.tensor([7, 8]), torch.tensor([5]), torch.tensor([7, 9])], 100)
     assert pack.rows == [1, 0, 2]
     assert pack.ids.tolist() == [5, 7, 8, 9]
     assert pack.parents.tolist() == [-1, -1, 1, 1]
@@ -150,9 +151,9 @@ rows_by_chance = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12).m
 
 
 @settings(deadline=None)
-@given(rows_by_chance, st.integers(1, 60), st.sampled_from([None, 0.0, 5.0, 1e9]))
-def test_every_row_can_be_read_off_its_pack(rows: list[torch.Tensor], most: int, worth: float | None):
-    found = packs(rows, most, worth)
+@given(rows_by_chance, st.integers(1, 60))
+def test_every_row_can_be_read_off_its_pack(rows: list[torch.Tensor], most: int):
+    found = packs(rows, most)
     assert sorted(row for pack in found for row in pack.rows) == list(range(len(rows)))
     for pack in found:
         assert len(pack.ids) <= max(most, max(len(rows[row]) for row in pack.rows))
@@ -174,7 +175,7 @@ def descends(pack: Pack, token: int, other: int) -> bool:
 @settings(deadline=None)
 @given(rows_by_chance, rows_by_chance)
 def test_tokens_attend_to_themselves_and_to_those_before_them_on_their_path(one, other):
-    two = [packs(rows, 1000, None)[0] for rows in (one, other)]
+    two = [packs(rows, 1000)[0] for rows in (one, other)]
     ends = stacked(two, CPU).ends
     mask = ancestors(ends)
     length = ends.shape[1]
@@ -189,30 +190,66 @@ def test_tokens_attend_to_themselves_and_to_those_before_them_on_their_path(one,
     assert torch.equal(create_mask(blocks.mask_mod, 2, 1, length, length, device="cpu"), mask)
 
 
-def test_rows_share_a_pack_where_that_is_less_work():
-    """A token is worth 100 keys. Rows of 60 and 10 more tokens: 80² + 100 · 80 < 2 (70² + 100 · 70); of 5 and 65 more,
-    135² + 100 · 135 > the same; with no attention to pay for, 135 tokens are less than 140."""
+def test_rows_share_a_pack_where_it_has_room_for_them():
     near = [torch.tensor([1] * 60 + [last] * 10) for last in (2, 3)]
-    far = [torch.tensor([1] * 5 + [last] * 65) for last in (2, 3)]
-    assert [len(packs(rows, 1000, 100.0)) for rows in (near, far)] == [1, 2]
-    assert [len(packs(rows, 1000, None)) for rows in (near, far)] == [1, 1]
-    assert [len(packs(rows, 75, None)) for rows in (near, far)] == [2, 2]
+    apart = [torch.full((70,), first) for first in (2, 3)]
+    assert [len(packs(rows, 80)) for rows in (near, apart)] == [1, 2]
+    assert [len(packs(rows, 79)) for rows in (near, apart)] == [2, 2]
+    assert [len(packs(rows, 140)) for rows in (near, apart)] == [1, 1]
 
 
 def test_packs_of_about_the_same_length_make_up_a_pass():
     """Of 30, 29, 25, 24, 23 and 10 tokens, the first four have 0.8 · 30; three of them fill 95."""
     rows = [torch.full((length,), length) for length in (10, 23, 24, 25, 29, 30)]
-    found = packs(rows, 1000, 0.0)
+    found = [pack for row in rows for pack in packs([row], 1000)]
     lengths = [[[len(pack.ids) for pack in chosen] for chosen in side_by_side(found, most)] for most in (95, 1000, 1)]
     assert lengths == [[[30, 29, 25], [24, 23], [10]], [[30, 29, 25, 24], [23], [10]], [[30], [29], [25], [24], [23], [10]]]
 
 
-def test_a_tokens_worth_is_counted_in_keys():
-    """Two layers of 2 heads of 64: a key costs 2 · 128 a layer. q and o are 64 · 128 each, k and v 64 · 64, the three
-    matrices between 64 · 96; norms are 64, twice, and 64 for q and k each; another one of 64 is at the end. And attention
-    takes twice as long as its operations say."""
-    layer = 2 * 64 * 128 + 2 * 64 * 64 + 3 * 64 * 96 + 4 * 64
-    assert worth_of_a_token(MODEL) == pytest.approx((2 * layer + 64) / (2 * 256) / 2)
+# Attention on a CPU
+
+
+def test_the_runs_of_a_tree_drawn_by_hand():
+    """The tree above, and filling: 5 6, then 7 8 and 9 7 under it."""
+    assert runs_of(torch.tensor([6, 6, 4, 4, 6, 6, 0, 0])) == [(0, 2, 6), (2, 4, 4), (4, 6, 6)]
+    assert runs_of(torch.tensor([1, 4, 3, 4])) == [(0, 1, 1), (1, 2, 4), (2, 3, 3), (3, 4, 4)]
+    assert runs_of(torch.zeros(3, dtype=torch.int64)) == []
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows_by_chance, rows_by_chance, st.sampled_from([(4, 4), (4, 2), (3, 1)]), st.integers(0, 99))
+def test_attention_over_runs_is_that_of_the_mask_and_so_is_its_gradient(one, other, heads, seed):
+    forest = stacked([packs(rows, 1000)[0] for rows in (one, other)], CPU)
+    draw = torch.Generator().manual_seed(seed)
+    sizes = [(2, count, forest.ends.shape[1], 16) for count in (heads[0], heads[1], heads[1])]
+    inputs = [torch.randn(size, generator=draw, dtype=torch.float64, requires_grad=True) for size in sizes]
+    query, key, value = inputs
+    found, _ = tree_attention_forward(torch.nn.Module(), query, key, value, tree_mask(forest.ends * forest.real))
+    wide = [tensor.repeat_interleave(heads[0] // heads[1], 1) for tensor in (key, value)]
+    masked = torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=ancestors(forest.ends))
+    expected = masked.transpose(1, 2) * forest.real[:, :, None, None]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    reached = torch.randn(found.shape, generator=draw, dtype=torch.float64)
+    pairs = zip(*(torch.autograd.grad(result, inputs, reached) for result in (found, expected)), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_with_any_other_mask_it_is_plain_attention():
+    module, tensors = torch.nn.Module(), [torch.randn(1, 2, 5, 8) for _ in range(3)]
+    lower = torch.ones(5, 5).tril().bool()[None, None]
+    for mask in (lower, None):
+        found, _ = tree_attention_forward(module, *tensors, mask)
+        torch.testing.assert_close(
+            found.transpose(1, 2), torch.nn.functional.scaled_dot_product_attention(*tensors, attn_mask=lower)
+        )
+
+
+@pytest.mark.parametrize("more", [{"dropout": 0.1}, {"softcap": 30.0}, {"s_aux": torch.zeros(2)}])
+def test_attention_that_is_more_than_a_softmax_of_products_is_refused(more):
+    tensors = [torch.randn(1, 2, 5, 8) for _ in range(3)]
+    with pytest.raises(ValueError, match=f"this model has {next(iter(more))}.*use padded rows"):
+        tree_attention_forward(torch.nn.Module(), *tensors, tree_mask(torch.full((1, 5), 5)), **more)
 
 
 # Log-probabilities
@@ -376,7 +413,7 @@ def test_a_model_attends_as_before_when_an_update_failed():
     model.set_attn_implementation("eager")
 
     def stop(module: torch.nn.Module, arguments: object) -> None:
-        assert model.config._attn_implementation == "sdpa"
+        assert model.config._attn_implementation == NAME
         raise RuntimeError("stop")
 
     model.get_output_embeddings().register_forward_pre_hook(stop)
@@ -388,9 +425,9 @@ def test_a_model_attends_as_before_when_an_update_failed():
 def test_whole_runs_over_trees_and_over_padded_rows_learn_the_same(untaught, tmp_path, monkeypatch):  # noqa: F811
     lengths: list[list[int]] = []
 
-    def noted(rows: list[torch.Tensor], most: int, worth: float | None) -> list[Pack]:
-        lengths.append([sum(map(len, rows)), sum(len(pack.ids) for pack in packs(rows, most, worth))])
-        return packs(rows, most, worth)
+    def noted(rows: list[torch.Tensor], most: int) -> list[Pack]:
+        lengths.append([sum(map(len, rows)), sum(len(pack.ids) for pack in packs(rows, most))])
+        return packs(rows, most)
 
     monkeypatch.setattr("learners.update.step.packs", noted)
     for options in ([], ["--update", "padded"]):
