@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.resources
 from collections.abc import Mapping
-from importlib.abc import InspectLoader
 from typing import Any
 
 from sandboxes.python.inside.frames import encode
@@ -48,8 +47,8 @@ def first_message(options: Mapping[str, Any]) -> bytes:
 
 
 def _source(name: str) -> str:
-    spec = importlib.util.find_spec(name)
-    source = spec.loader.get_source(name) if spec is not None and isinstance(spec.loader, InspectLoader) else None
-    if source is None:
+    package, _, module = name.rpartition(".")
+    file = importlib.resources.files(package) / f"{module}.py"
+    if not file.is_file():
         raise FileNotFoundError(f"expected the source text of {name} in the installed package, found none: install it again")
-    return source
+    return file.read_text(encoding="utf-8")
