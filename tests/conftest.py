@@ -8,9 +8,11 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+THREADS = 1  # enough for models so small; more would wait for each other, spinning, where tests run side by side
+torch.set_num_threads(THREADS)  # of what fixtures of more than one test compute, too
 
 
 @pytest.fixture(autouse=True)
 def one_arithmetic() -> None:
     """The same number of threads in every test, since the last bits of a sum depend on it."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)

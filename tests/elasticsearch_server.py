@@ -15,6 +15,7 @@ is only the first.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
@@ -97,14 +98,14 @@ def own_server() -> Iterator[OwnServer]:
         pytest.skip("needs ELASTICSEARCH_SERVER, a program that starts a server")
     folder = Path(tempfile.mkdtemp(prefix="elasticsearch-"))
     folder.chmod(0o755)  # a server that is started by root runs as another user
-    port = _free_port()
-    server = OwnServer(f"http://elastic:{PASSWORD}@127.0.0.1:{port}", str(Path(program).resolve()), port, folder)
-    try:
-        server.run("start")
-        yield server
-    finally:
-        server.run("stop")
-        shutil.rmtree(folder)
+    with _own_port() as port:
+        server = OwnServer(f"http://elastic:{PASSWORD}@127.0.0.1:{port}", str(Path(program).resolve()), port, folder)
+        try:
+            server.run("start")
+            yield server
+        finally:
+            server.run("stop")
+            shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
@@ -118,14 +119,22 @@ def fresh_index(server: Server) -> Iterator[str]:
             client.options(ignore_status=404).indices.delete(index=name)
 
 
-def _free_port() -> int:
-    """A port that is free, with the one 100 above it, which the program takes for the nodes' own talk."""
+@contextlib.contextmanager
+def _own_port() -> Iterator[int]:
+    """A port that is free, with the one 100 above it, which the program takes for the nodes' own talk.
+
+    Tests that run at the same time choose another one, even before the server has taken it or while it is killed.
+    """
     for port in range(9310, 9400):
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as held:
             try:
-                for each in (port, port + 100):
-                    stack.enter_context(socket.create_server(("127.0.0.1", each)))
+                lock = held.enter_context(open(Path(tempfile.gettempdir()) / f"elasticsearch-port-{port}", "a"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with contextlib.ExitStack() as tried:
+                    for each in (port, port + 100):
+                        tried.enter_context(socket.create_server(("127.0.0.1", each)))
             except OSError:
                 continue
-            return port
+            yield port
+            return
     raise AssertionError("no free port for a server")
