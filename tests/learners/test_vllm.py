@@ -23,7 +23,6 @@ from policies import TOKENIZER, full_logprobs, random_policy, saved_policy
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from learners.grpo import GRPO, GRPOConfig
-from learners.rapo import RAPO, RAPOConfig
 from learners.rollout.rendering import Renderer
 from learners.run.command import run
 from learners.run.players import Policy, open_sampler
@@ -468,21 +467,53 @@ def short(policy: Path, output: Path, *more: str) -> list[str]:
     return [*(part for name, value in chosen.items() for part in ("--" + name.replace("_", "-"), str(value))), *more]
 
 
+_RUN = """
+import sys, time
+from learners.rapo import RAPO, RAPOConfig
+from learners.run import oracle_bank
+from learners.run.command import run
+from learners.sampling.vllm import VllmSampler
+
+def close(sampler):
+    print("the sampler is to be closed", flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    oracle_bank._TASKS = 12
+    VllmSampler.close = close
+    run(RAPOConfig, RAPO, "", sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def program(engine, tmp_path_factory):
+    """A program that has run RAPO to the moment when it closes the sampler, where it stays; and its run folder."""
+    folder = tmp_path_factory.mktemp("rapo")
+    (folder / "program.py").write_text(_RUN)
+    policy = saved_policy(folder / "policy", (TOKENIZER.eos_token_id, *range(0, 256, 6)))
+    command = [sys.executable, folder / "program.py"]
+    command += short(policy, folder / "run", "--sampler", "vllm", "--no-deterministic")
+    paths = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=paths) as program:
+        try:
+            assert program.stdout is not None
+            assert "the sampler is to be closed\n" in iter(program.stdout.readline, "")
+            yield program, folder / "run"
+        finally:
+            program.kill()
+
+
 @needs_vllm
-def test_a_whole_run_of_rapo(engine, tmp_path, monkeypatch):
+def test_a_whole_run_of_rapo(program):
     """What the engine samples with is what the trainer has: under old weights the mismatch would be far larger."""
-    monkeypatch.setattr("learners.run.oracle_bank._TASKS", 12)
-    policy = saved_policy(tmp_path / "policy", (TOKENIZER.eos_token_id, *range(0, 256, 6)))
-    others = engines_below(os.getpid())
-    run(RAPOConfig, RAPO, "", short(policy, tmp_path / "run", "--sampler", "vllm", "--no-deterministic"))
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    _, folder = program
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if "mismatch_max" in record]
     assert len(steps) == 3
     assert all(record["mismatch_max"] < 1e-3 for record in steps)
     assert any(record["grad_norm"] > 0 for record in steps)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 3
-    gc.collect()
-    assert engines_below(os.getpid()) == others
+    assert any(record["retrieval/count"] > 0 for record in steps)
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 3
 
 
 @needs_vllm
@@ -502,40 +533,20 @@ def test_a_whole_run_that_is_played_ahead(engine, tmp_path):
     assert engines_below(os.getpid()) == others
 
 
-_HOLD = """
-import sys, time
-sys.path[:0] = [{here!r}]
-from policies import TOKENIZER, random_policy
-from learners.sampling.vllm import VllmSampler
-if __name__ == "__main__":
-    sampler = VllmSampler(random_policy(), TOKENIZER, seed=0, eos=[0], length=64, concurrency=2)
-    print("up", flush=True)
-    time.sleep(600)
-"""
-
-
 @needs_vllm
-def test_the_engine_ends_with_a_program_that_is_killed(engine, tmp_path):
-    script = tmp_path / "hold.py"
-    script.write_text(_HOLD.format(here=str(Path(__file__).parent)))
-    root = str(Path(__file__).parents[2])
-    program = subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root}
-    )
-    assert program.stdout is not None
-    processes = engines_below(program.pid) if program.stdout.readline() == "up\n" else set()
+def test_the_engine_ends_with_a_program_that_is_killed(program):
+    killed, _ = program
+    processes = engines_below(killed.pid)
     try:
         assert processes
         assert all(map(is_running, processes))
-        program.send_signal(signal.SIGKILL)
-        program.wait()
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
         deadline = time.monotonic() + 20
         while any(map(is_running, processes)) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not any(map(is_running, processes))
     finally:
-        program.kill()
-        program.wait()
         for pid in filter(is_running, processes):
             os.kill(pid, signal.SIGKILL)
 
