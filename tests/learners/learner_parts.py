@@ -81,23 +81,20 @@ def untaught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved_policy(tmp_path_factory.mktemp("untaught") / "policy", ENDS)
 
 
-def short(policy: Path, output: Path, *more: Any, env: str = "tests/Parity-v0", steps: int = 2) -> list[str]:
-    """The command line of a run of some seconds."""
-    options = {
-        "--env": env,
-        "--model": policy,
-        "--output": output,
-        "--steps": steps,
-        "--tasks-per-step": 4,
-        "--minibatch-groups": 2,
-        "--eval-tasks": 4,
-        "--turn-tokens": 24,
-        "--total-tokens": 120,
-        "--learning-rate": 3e-3,
-        "--checkpoint-every": 1,
-        "--threads": 1,
-    }
-    return ["--deterministic", *(str(part) for pair in options.items() for part in pair), *map(str, more)]
+def short(policy: Path, output: Path, *more: Any, **options: Any) -> list[str]:
+    """The command line of a run of some seconds.
+
+    Args:
+        policy: Folder of the policy that it begins with.
+        output: Its run folder.
+        more: Further arguments, as they are.
+        options: Options by their names with underscores, beside or in place of those below.
+    """
+    chosen: dict[str, Any] = {"env": "tests/Parity-v0", "model": policy, "output": output, "steps": 2}
+    chosen |= {"tasks_per_step": 4, "minibatch_groups": 2, "eval_tasks": 4, "turn_tokens": 24, "total_tokens": 120}
+    chosen |= {"learning_rate": 3e-3, "checkpoint_every": 1, "threads": 1} | options
+    pairs = (("--" + name.replace("_", "-"), str(value)) for name, value in chosen.items())
+    return ["--deterministic", *(part for pair in pairs for part in pair), *map(str, more)]
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

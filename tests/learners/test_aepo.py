@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import torch
 from branching_parts import ENDS, WANDER, Scripted, ScriptedStream, Wander, Written, branches_of, explored, sampled
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learner_parts import metrics, same_weights, short
 from policies import saved_policy
-from safetensors.torch import load_file
 
 from learners.aepo import AEPO, AEPOConfig, balanced_rollouts, entropies_of_actions
 from learners.arpo import ARPO, ARPOConfig
@@ -192,29 +191,8 @@ def test_the_surrogate_keeps_the_gradient_of_what_is_clipped_from_above():
 
 
 def command(policy: Path, output: Path, *more: object) -> list[str]:
-    options = {
-        "--env": WANDER,
-        "--env-args": '{"wait": 0.01}',
-        "--model": policy,
-        "--output": output,
-        "--steps": 2,
-        "--tasks-per-step": 3,
-        "--minibatch-groups": 2,
-        "--group-size": 6,
-        "--eval-tasks": 4,
-        "--turn-tokens": 12,
-        "--total-tokens": 400,
-        "--learning-rate": 1e-3,
-        "--checkpoint-every": 1,
-        "--threads": 1,
-    }
-    return ["--deterministic", *(str(part) for pair in options.items() for part in pair), *map(str, more)]
-
-
-def records(folder: Path) -> list[dict[str, float]]:
-    """The metrics of a run without its times."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds/")} for line in lines]
+    options = {"env": WANDER, "env_args": '{"wait": 0.01}', "tasks_per_step": 3, "group_size": 6, "turn_tokens": 12}
+    return short(policy, output, *more, total_tokens=400, learning_rate=1e-3, **options)
 
 
 @pytest.fixture(scope="module")
@@ -226,19 +204,18 @@ def test_with_everything_switched_off_it_is_arpo_bit_for_bit(policy, tmp_path):
     common = ("--entropy-norm", "log-vocab", "--advantage", "hard")
     run(ARPOConfig, ARPO, "", command(policy, tmp_path / "arpo", *common))
     run(AEPOConfig, AEPO, "", command(policy, tmp_path / "aepo", *common, *OFF))
-    assert records(tmp_path / "aepo") == records(tmp_path / "arpo")
-    assert records(tmp_path / "arpo")[0]["grad_norm"] > 0
-    assert records(tmp_path / "arpo")[0]["branch/refused"] == 0.0  # there were branches
+    assert metrics(tmp_path / "aepo") == metrics(tmp_path / "arpo")
+    assert metrics(tmp_path / "arpo")[0]["grad_norm"] > 0
+    assert metrics(tmp_path / "arpo")[0]["branch/refused"] == 0.0  # there were branches
     for path in sorted((tmp_path / "arpo" / "trajectories").iterdir()):
         theirs = path.read_text()
         assert (tmp_path / "aepo" / "trajectories" / path.name).read_text() == theirs.replace('"arpo:', '"aepo:')
-    ours, theirs = (load_file(tmp_path / name / "checkpoints/step_000002/model.safetensors") for name in ("aepo", "arpo"))
-    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert same_weights(*(tmp_path / name / "checkpoints" / "step_000002" for name in ("aepo", "arpo")))
 
 
 def test_a_resumed_run_is_one_that_was_never_stopped(policy, tmp_path):
     run(AEPOConfig, AEPO, "", command(policy, tmp_path / "whole"))
-    for record in records(tmp_path / "whole"):
+    for record in metrics(tmp_path / "whole"):
         assert 2 <= record["branch/initial_rollouts"] <= 6
         assert record["grad_norm"] > 0
     run(AEPOConfig, AEPO, "", command(policy, tmp_path / "run"))
@@ -248,7 +225,7 @@ def test_a_resumed_run_is_one_that_was_never_stopped(policy, tmp_path):
             file.unlink()
         path.rmdir()
     run(AEPOConfig, AEPO, "", ["--resume", str(tmp_path / "run")])
-    assert records(tmp_path / "run") == records(tmp_path / "whole")
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
 def test_deterministic_trees_are_equal_however_long_the_tools_take():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import signal
@@ -17,8 +16,8 @@ import torch
 from branching_parts import ENDS, WANDER
 from hypothesis import given
 from hypothesis import strategies as st
+from learner_parts import metrics, same_weights, short
 from policies import random_policy, saved_policy
-from safetensors.torch import load_file
 
 from learners.arpo import ARPO, ARPOConfig, change_of_entropy, grants
 from learners.grpo import GRPO, GRPOConfig
@@ -270,31 +269,17 @@ def policy(tmp_path_factory) -> Path:
 
 def command(policy: Path, output: Path, *more: object) -> list[str]:
     options = {
-        "--env": WANDER,
-        "--env-args": '{"wait": 0.01}',
-        "--model": policy,
-        "--output": output,
-        "--steps": 4,
-        "--tasks-per-step": 3,
-        "--minibatch-groups": 2,
-        "--group-size": 6,
-        "--eval-tasks": 4,
-        "--turn-tokens": 12,
-        "--total-tokens": 400,
-        "--learning-rate": 1e-3,
-        "--checkpoint-every": 1,
-        "--threads": 1,
+        "env": WANDER,
+        "env_args": '{"wait": 0.01}',
+        "steps": 4,
+        "tasks_per_step": 3,
+        "group_size": 6,
+        "turn_tokens": 12,
     }
-    return ["--deterministic", *(str(part) for pair in options.items() for part in pair), *map(str, more)]
+    return short(policy, output, *more, total_tokens=400, learning_rate=1e-3, **options)
 
 
 BRANCHING = ("--initial-rollouts", 2, "--advantage", "hard", "--branch-rule", "coin")
-
-
-def records(folder: Path) -> list[dict[str, float]]:
-    """The metrics of a run without its times."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds/")} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +290,7 @@ def finished(policy, tmp_path_factory) -> Path:
 
 
 def test_a_run_branches_learns_and_says_what_it_executed(finished):
-    for step, record in enumerate(records(finished), 1):
+    for step, record in enumerate(metrics(finished), 1):
         trajectories = list(read_trajectories(finished / f"trajectories/step_{step:06d}.jsonl"))
         assert len(trajectories) == 18
         own = [t.tool_calls - (t.path[-2] if len(t.path) > 1 else 0) for t in trajectories]  # Wander calls one a turn
@@ -323,13 +308,12 @@ def test_a_run_branches_learns_and_says_what_it_executed(finished):
 def test_with_as_many_initial_rollouts_as_trajectories_it_is_grpo_bit_for_bit(policy, tmp_path):
     run(GRPOConfig, GRPO, "", command(policy, tmp_path / "grpo"))
     run(ARPOConfig, ARPO, "", command(policy, tmp_path / "arpo", "--initial-rollouts", 6))
-    assert records(tmp_path / "arpo") == records(tmp_path / "grpo")
-    assert records(tmp_path / "grpo")[0]["grad_norm"] > 0
+    assert metrics(tmp_path / "arpo") == metrics(tmp_path / "grpo")
+    assert metrics(tmp_path / "grpo")[0]["grad_norm"] > 0
     for path in sorted((tmp_path / "grpo" / "trajectories").iterdir()):
         theirs = path.read_text()
         assert (tmp_path / "arpo" / "trajectories" / path.name).read_text() == theirs.replace('"grpo:', '"arpo:')
-    ours, theirs = (load_file(tmp_path / name / "checkpoints/step_000004/model.safetensors") for name in ("arpo", "grpo"))
-    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert same_weights(*(tmp_path / name / "checkpoints" / "step_000004" for name in ("arpo", "grpo")))
 
 
 def test_a_run_that_is_killed_and_resumed_is_one_that_was_not(policy, finished, tmp_path):
@@ -342,9 +326,8 @@ def test_a_run_that_is_killed_and_resumed_is_one_that_was_not(policy, finished, 
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     run(ARPOConfig, ARPO, "", ["--resume", str(folder)])
-    assert records(folder) == records(finished)
-    ours, theirs = (load_file(one / "checkpoints/step_000004/model.safetensors") for one in (folder, finished))
-    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert metrics(folder) == metrics(finished)
+    assert same_weights(*(one / "checkpoints" / "step_000004" for one in (folder, finished)))
 
 
 @pytest.mark.parametrize(
