@@ -11,29 +11,20 @@ import sys
 import time
 from pathlib import Path
 
-import gymnasium as gym
 import pytest
 import yaml
 from safetensors.torch import load_file
 
 from learners.grpo import GRPO, GRPOConfig
 from learners.run.command import run
-from learners.run.tiny import Recipe, tiny_policy
 from tracebank.trajectory import read_trajectories
 
 FOLDER = Path(__file__).parent
-QUICK = Recipe(clean_episodes=192, clean_steps=50, mixed_episodes=32, mixed_steps=10, batch_size=32)
 
 
 @pytest.fixture(scope="session")
-def policy(tmp_path_factory) -> Path:
-    """A policy that has been taught for some seconds: it calls the tool at times, and is seldom right."""
-    folder = tmp_path_factory.mktemp("policy")
-    make_env = lambda: gym.make("agent_envs/MathTool-v0", disable_env_checker=True, difficulty=2)  # noqa: E731
-    model, tokenizer = tiny_policy(make_env, recipe=QUICK, cache=folder / "cache")
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    return folder / "model"
+def policy(taught) -> Path:
+    return taught
 
 
 def grpo(*arguments) -> None:
@@ -169,10 +160,10 @@ def test_resuming_is_exact_at_twenty_random_moments(policy, finished, tmp_path):
 # Learning
 
 
-def test_a_users_own_environment_trains(tmp_path, monkeypatch):
+def test_a_users_own_environment_trains(tmp_path, monkeypatch, quick):
     """A plain Gymnasium environment, by module:id; without an oracle the tiny policy starts from a generic warm start."""
     monkeypatch.setenv("AGENT_ENVS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("learners.run.tiny.Recipe", lambda: QUICK)
+    monkeypatch.setattr("learners.run.tiny.Recipe", lambda: quick)
     monkeypatch.syspath_prepend(str(FOLDER))
     options = ["--steps", 12, "--eval-tasks", 64, "--turn-tokens", 12, "--threads", 1, "--learning-rate", 1e-3]
     grpo("--env", "user_environments:tests/LastWord-v0", "--output", tmp_path / "run", *options)
