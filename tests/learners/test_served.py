@@ -222,7 +222,7 @@ def test_a_server_with_logprobs_of_one_temperature_samples_at_that(server, opene
     opened.append(sampler := sampler_on(server))
     for temperature in (0.0, 1.0):
         assert len(asyncio.run(act(sampler, temperature=temperature, max_tokens=3)).ids) == 3
-    with pytest.raises(ValueError, match="temperature 1 and of all tokens only: .*processed_logprobs"):
+    with pytest.raises(ValueError, match=r"of temperature 1 and of all tokens only: .*processed_logprobs"):
         asyncio.run(act(sampler, temperature=0.7))
 
 
@@ -266,7 +266,7 @@ def playing(server: CompletionsServer, policy, *more: object) -> list[str]:
         ({"ids": "none"}, [], "does not tell token ids.*vllm serve MODEL"),
         ({"room": 100}, [], "takes sequences of 100 tokens, fewer than the 200.*--total-tokens 100"),
         ({"key": "right"}, [], f"answers 401 Unauthorized; it does not take the key in the environment variable {KEY}"),
-        ({"tempered": False}, ["--temperature", "0.5"], "temperature 1 and of all tokens only.*--logprobs-mode processed_logprobs"),
+        ({"tempered": False}, ["--temperature", "0.5"], "of all tokens only.*--logprobs-mode processed_logprobs"),
         ({}, ["--entropy", "full"], "it tells no entropies of the whole vocabulary: use --entropy top-k"),
         ({}, ["--deterministic"], "it cannot promise bit-equal reruns"),
         ({}, ["--dtype", "bfloat16"], "--dtype is for the server to choose"),
