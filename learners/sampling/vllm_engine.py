@@ -35,7 +35,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _MOST_AT_ONCE = 1024  # sequences in a batch; more than the tokens of one vLLM refuses
-_PATIENCE = 10.0  # seconds within which abandoned requests have given back what they hold, and processes have ended
+_PATIENCE = 10.0  # seconds within which abandoned requests have given back what they hold
+_ENDING = 60.0  # seconds after which the engine's processes are killed that were told to end
 
 
 class VllmEngine:
@@ -248,7 +249,7 @@ def _shut_down(loop: asyncio.AbstractEventLoop, thread: threading.Thread, starte
     async def last() -> None:
         rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         while started:
-            started.pop().shutdown(timeout=_PATIENCE)
+            started.pop().shutdown(timeout=_ENDING)
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)

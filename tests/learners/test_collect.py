@@ -177,7 +177,7 @@ def whole(tmp_path_factory, parrot) -> Path:
     return folder
 
 
-ORACLE = ["--error-rate", 0.3, "--task-count", 80]
+ORACLE = ["--error-rate", 0.3, "--task-count", 80, "--concurrency", 8]  # some groups end long before the others begin
 
 
 @pytest.mark.parametrize("who", ["policy", "oracle"])

@@ -17,6 +17,7 @@ from sandboxes.python.inside.processes import Process, ProcessTree
 from sandboxes.python.inside.worker import REAP
 
 ENDING_SECONDS = 10.0
+_SETTLING = 1.0  # seconds within which what a call leaves behind has to be gone, its new children included
 _NOT_ENDED = f"processes of the code could not be ended within {ENDING_SECONDS:g} s: is the machine out of memory?"
 
 
@@ -74,7 +75,8 @@ class Population:
         """After a call: stops the worker, ends the branch's other processes, takes in what was printed. False if they keep
         coming."""
         worker = branch.worker
-        for _ in range(20):
+        end = time.monotonic() + _SETTLING
+        while time.monotonic() < end:
             worker.stop()
             strays = [process for process in self.members(branch) if process.id != worker.id]
             if not strays:
