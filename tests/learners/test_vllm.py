@@ -65,6 +65,14 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def have_ended(processes: set[int], within: float = 20.0) -> bool:
+    """Whether they end, within so many seconds."""
+    deadline = time.monotonic() + within
+    while any(map(is_running, processes)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not any(map(is_running, processes))
+
+
 @pytest.fixture(scope="module")
 def engine():
     """Makes vLLM's import, or the tests' skip."""
@@ -92,7 +100,7 @@ def shared(engine, model):
     yield sampler
     sampler.close()
     sampler.close()
-    assert not any(map(is_running, processes))
+    assert have_ended(processes)
 
 
 @pytest.fixture
@@ -542,10 +550,7 @@ def test_the_engine_ends_with_a_program_that_is_killed(program):
         assert all(map(is_running, processes))
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-        deadline = time.monotonic() + 20
-        while any(map(is_running, processes)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not any(map(is_running, processes))
+        assert have_ended(processes)
     finally:
         for pid in filter(is_running, processes):
             os.kill(pid, signal.SIGKILL)

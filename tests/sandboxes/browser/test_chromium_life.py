@@ -45,6 +45,13 @@ def browser(home: Site) -> Iterator[ChromiumBrowser]:
     shared.close_idle()
 
 
+@pytest.fixture
+def others() -> set[int]:
+    """What tests of other files have started and keep until all have run."""
+    shared.close_idle()
+    return set(descendants())
+
+
 def descendants(pid: int | None = None) -> dict[int, str]:
     """The command lines of what a process has started, and of what that has started, by process id.
 
@@ -207,7 +214,7 @@ with ChromiumBrowser(NetworkPolicy(allow=({home.place!r},)), sandbox={sandbox!r}
 
 
 @pytest.mark.browser
-def test_browsers_share_a_chromium_and_it_ends_when_idle(browser: ChromiumBrowser, home: Site) -> None:
+def test_browsers_share_a_chromium_and_it_ends_when_idle(others: set[int], browser: ChromiumBrowser, home: Site) -> None:
     with ChromiumBrowser(NetworkPolicy(allow=(home.place,))) as other:
         pages = [browser.new_page(), other.new_page(), browser.new_page()]
         first = chromium_of(browser)
@@ -220,7 +227,7 @@ def test_browsers_share_a_chromium_and_it_ends_when_idle(browser: ChromiumBrowse
     assert os.path.isdir(folder)
     browser.close()
     shared.close_idle()
-    assert not descendants()
+    assert not set(descendants()) - others
     assert not os.path.exists(folder)
 
 
@@ -255,7 +262,7 @@ def _driver(browser: ChromiumBrowser) -> int:
 @pytest.mark.browser
 @pytest.mark.parametrize("victim", [_chromium, _driver])
 def test_a_dead_browser_is_a_fault_and_is_replaced(
-    browser: ChromiumBrowser, home: Site, victim: Callable[[ChromiumBrowser], int]
+    others: set[int], browser: ChromiumBrowser, home: Site, victim: Callable[[ChromiumBrowser], int]
 ) -> None:
     page, other = browser.new_page(), browser.new_page()
     page.goto(home.url)
@@ -274,7 +281,7 @@ def test_a_dead_browser_is_a_fault_and_is_replaced(
     other.close()
     browser.close()
     shared.close_idle()
-    assert eventually(lambda: not descendants())
+    assert eventually(lambda: not set(descendants()) - others)
 
 
 @pytest.mark.browser
@@ -294,7 +301,7 @@ def test_an_action_in_flight_learns_that_the_browser_has_died(browser: ChromiumB
 
 @pytest.mark.browser
 @pytest.mark.thorough
-def test_a_browser_that_is_stopped_is_given_up(browser: ChromiumBrowser, home: Site) -> None:
+def test_a_browser_that_is_stopped_is_given_up(others: set[int], browser: ChromiumBrowser, home: Site) -> None:
     page = browser.new_page()
     page.goto(home.url)
     stopped = chromium_of(browser)
@@ -307,7 +314,7 @@ def test_a_browser_that_is_stopped_is_given_up(browser: ChromiumBrowser, home: S
     page.close()
     browser.close()
     shared.close_idle()
-    assert eventually(lambda: not descendants())
+    assert eventually(lambda: not set(descendants()) - others)
 
 
 @pytest.mark.browser
