@@ -308,7 +308,9 @@ def run(config_class: type[C], command: Callable[[C], object], description: str,
         description: What ``--help`` says first.
         argv: The arguments; default: the process's.
     """
-    with answering(TrajectoryError, NoOracle, SamplerFault, OSError):  # of which a full disk is the likeliest
+    with answering(TrajectoryError, NoOracle, SamplerFault, OSError) as world:  # of which a full disk is the likeliest
+        if world.size > 1:
+            raise UsageError("this command runs in one process: start it by python -m, without torchrun")
         try:
             command(parse(config_class, list(sys.argv[1:] if argv is None else argv), description))
         except KeyboardInterrupt as interruption:

@@ -188,10 +188,10 @@ def save_policy(folder: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with answering():
+    with answering() as world:
         learner = SFT(parse(SFTConfig, list(sys.argv[1:] if argv is None else argv), __doc__.partition("\n")[0]))
-        train(learner)
-        print(f"policy       {save_policy(learner.folder)}")  # noqa: T201  # the command line's own answer
+        train(learner, world)
+        print(f"policy       {world.of_first(lambda: save_policy(learner.folder))}")  # noqa: T201  # the command line's own answer
 
 
 if __name__ == "__main__":

@@ -171,7 +171,14 @@ class Engine:
         self.dialect = Dialect.of(self.idle[0])
 
     async def rollout(
-        self, seeds: Sequence[int], explore: Explore, *, path: tuple[int, ...], group_size: int, temperature: float
+        self,
+        seeds: Sequence[int],
+        explore: Explore,
+        *,
+        path: tuple[int, ...],
+        group_size: int,
+        temperature: float,
+        only: Sequence[int] | None = None,
     ) -> list[RolloutTree]:
         """Plays one group a seed.
 
@@ -181,11 +188,14 @@ class Engine:
             path: Names this batch among all of the run, such as (phase, step); seeds the noise of sampling.
             group_size: The most trajectories that ``explore`` has live at once.
             temperature: Of decoding.
+            only: Which of the groups to play, where others play the rest; default: all. It is a group's index among all
+                seeds that its noise depends on.
 
         Returns:
-            The trees, in the order of the seeds.
+            The trees, in the order of the seeds (of ``only``).
         """
-        starts = [Start(seed, (*path, index)) for index, seed in enumerate(seeds)]
+        indices = range(len(seeds)) if only is None else only
+        starts = [Start(seeds[index], (*path, index)) for index in indices]
         trees: dict[int, RolloutTree] = {}
         async with aclosing(self.stream(starts, explore, group_size=group_size, temperature=temperature)) as finished:
             async for index, tree in finished:

@@ -24,6 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from learners.update.adapters import ADAPTER_CONFIG, adapted_layers, read_adapters, save_adapters
+from learners.update.sharding import whole
+from learners.update.world import ALONE, World
 
 _FINISHED = re.compile(r"step_(\d{6,})")
 _UNFINISHED = "unfinished_"
@@ -45,6 +47,7 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase | None = None,
     in_flight: Mapping[str, torch.Tensor] | None = None,
     keep: int = 2,
+    world: World = ALONE,
 ) -> Path:
     """Saves a run.
 
@@ -58,6 +61,7 @@ def save_checkpoint(
         tokenizer: Saved beside the model, so that the folder is a complete model.
         in_flight: The weights that the batch in flight is sampled from, if any, by name.
         keep: How many of the newest checkpoints stay; older ones are removed.
+        world: The processes of the run, all of which must call it; the first one writes what all have, as one alone would.
 
     Returns:
         The folder of the checkpoint, ``folder/step_NNNNNN``.
@@ -76,17 +80,36 @@ def save_checkpoint(
     formats = sorted({str(parameter.dtype) for parameter in model.parameters()})
     if len(formats) > 1 and not adapters_alone:  # from_pretrained would cast all of them to one
         raise ValueError(f"model: expected parameters of one number format, found {', '.join(formats)}")
+    weights = None if adapters_alone else whole(model.state_dict(keep_vars=True), world)
+    moments = whole(optimizer.state_dict(), world)
+    if world.first:
+        _write(folder, final, model, weights, moments, state, tokenizer, in_flight, keep)
+    world.barrier()
+    return final
+
+
+def _write(
+    folder: Path,
+    final: Path,
+    model: PreTrainedModel,
+    weights: dict[str, torch.Tensor] | None,
+    moments: dict[str, Any],
+    state: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    in_flight: Mapping[str, torch.Tensor] | None,
+    keep: int,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _remove_unfinished(folder)
     unfinished = folder / f"{_UNFINISHED}{final.name}"
     with _no_progress_bars():
-        if adapters_alone:
+        if weights is None:
             save_adapters(model, unfinished)
         else:
-            model.save_pretrained(unfinished)
+            model.save_pretrained(unfinished, state_dict=weights)
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
-    torch.save(optimizer.state_dict(), unfinished / _OPTIMIZER)
+    torch.save(moments, unfinished / _OPTIMIZER)
     if in_flight is not None:
         torch.save(dict(in_flight), unfinished / _IN_FLIGHT)
     (unfinished / _TRAINER).write_text(state)
@@ -101,7 +124,6 @@ def save_checkpoint(
     for _, old in _finished(folder)[:-keep]:
         os.rename(old, folder / f"{_UNFINISHED}{old.name}")  # half removed, it must not look whole
     _remove_unfinished(folder)
-    return final
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

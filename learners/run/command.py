@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from learners.run.checkpoint import CheckpointError
 from learners.run.config import PlayConfig, RunConfig, UsageError
 from learners.run.players import TooManyFaults
 from learners.run.trainer import Learner, train
+from learners.update.world import ALONE, World, WorldError, open_world
 from tracebank import BankError
 
 R = TypeVar("R", bound=RunConfig)
@@ -38,26 +40,49 @@ def run(config_class: type[R], learner: Callable[[R], Learner], description: str
         argv: The arguments; default: the process's.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with answering():
+    with answering() as world:
         config = parse(config_class, arguments, description)
-        train(learner(config))
+        train(learner(config), world)
 
 
 @contextmanager
-def answering(*also: type[Exception]) -> Iterator[None]:
+def answering(*also: type[Exception]) -> Iterator[World]:
     """Makes one line and an exit code of what the user got wrong (2) or what broke on the way (1).
+
+    Where torchrun started several processes, the first that fails answers for all, and says which one it is.
 
     Args:
         also: Further exceptions that say all there is to say in their own words.
+
+    Yields:
+        The processes of the command.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     transformers.utils.logging.disable_progress_bar()  # the report has its own
     told: tuple[type[Exception], ...] = (UsageError, TooManyFaults, EnvironmentFault, CheckpointError, BankError, *also)
+    world = ALONE
     try:
-        yield
+        try:
+            world = open_world()
+        except WorldError as problem:
+            raise UsageError(str(problem)) from None
+        with world.quiet():
+            yield world
+            world.close()
     except told as problem:
-        print(f"error: {problem}", file=sys.stderr)  # noqa: T201  # this is the command line's own answer
+        _answer(world, str(problem))
         raise SystemExit(2 if isinstance(problem, UsageError) else 1) from None
+    except Exception:
+        if world.size == 1:
+            raise
+        _answer(world, traceback.format_exc().rstrip())
+        raise SystemExit(1) from None
+
+
+def _answer(world: World, problem: str) -> None:
+    if world.speaks():
+        who = f"process {world.rank} of {world.size}: " if world.size > 1 else ""
+        print(f"error: {who}{problem}", file=sys.stderr, flush=True)  # noqa: T201  # this is the command line's own answer
 
 
 def parse(config_class: type[R], arguments: Sequence[str], description: str) -> R:

@@ -19,7 +19,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
@@ -64,6 +64,7 @@ class Batches:
         ahead: Whether to play each while the one before it is learned from.
         saves_after: Whether a checkpoint is going to be saved after so many batches, so that what the batch in flight is
             sampled from then has to be kept.
+        keeps: Whether this process keeps it. Where there are several, all get weights at once, and the first one saves them.
     """
 
     def __init__(
@@ -75,11 +76,12 @@ class Batches:
         steps: int,
         ahead: bool,
         saves_after: Callable[[int], bool],
+        keeps: bool = True,
     ) -> None:
         self._play, self._sampler, self._parameters = play, sampler, parameters
-        self._steps, self._ahead, self._saves_after = steps, ahead, saves_after
+        self._steps, self._ahead, self._saves_after, self._keeps = steps, ahead, saves_after, keeps
         self._flying: asyncio.Task[Played] | None = None
-        self.in_flight: Mapping[str, torch.Tensor] | None = None
+        self.in_flight: dict[str, torch.Tensor] | None = None
         """What the batch in flight is sampled from, where a checkpoint is due before it is learned from; on the CPU."""
 
     async def __aenter__(self) -> Batches:
@@ -106,7 +108,10 @@ class Batches:
         self.load(step)
         if step + 1 < self._steps:
             if self._saves_after(step + 1):
-                self.in_flight = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._parameters()}
+                self.in_flight = {}
+                for name, tensor in self._parameters():  # to the end, also where nothing is kept: all help to gather them
+                    if self._keeps:
+                        self.in_flight[name] = tensor.detach().to("cpu", copy=True)
             self._flying = asyncio.create_task(self._timed(step + 1))
         return played
 

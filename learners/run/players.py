@@ -57,12 +57,13 @@ class Policy:
     renderer: Renderer
 
 
-def open_policy(config: PlayConfig, make_env: Callable[[], gym.Env[Any, Any]]) -> Policy:
+def open_policy(config: PlayConfig, make_env: Callable[[], gym.Env[Any, Any]], device: torch.device | None = None) -> Policy:
     """The policy that the configuration names; sets torch's threads and its determinism on the way.
 
     Args:
         config: Names the policy.
         make_env: Makes the environment that the tiny policy is taught in.
+        device: Where to put it; default: where ``config`` has it.
 
     Raises:
         UsageError: There is no such model here, or none that can talk to the environment.
@@ -70,7 +71,7 @@ def open_policy(config: PlayConfig, make_env: Callable[[], gym.Env[Any, Any]]) -
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(is_deterministic(config))
     with stage_progress("teaching the tiny policy") as progress:
-        model, tokenizer = load_policy(config, make_env, progress)
+        model, tokenizer = load_policy(config, make_env, progress, device)
     try:
         return Policy(model, tokenizer, Renderer(tokenizer))
     except TokenizerError as problem:
@@ -107,7 +108,7 @@ def open_sampler(config: PlayConfig, policy: Policy, *, own_weights: bool = Fals
         )
         return sampler
     return TransformersSampler(
-        plain_copy(model) if own_weights else model,
+        torch.nn.Module.to(plain_copy(model), device_of(config)) if own_weights else model,
         tokenizer,
         seed=config.seed,
         eos=ends,

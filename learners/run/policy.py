@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import torch
@@ -15,19 +16,29 @@ from learners.run.config import PlayConfig, RunConfig, UsageError
 from learners.run.tiny import tiny_policy
 from learners.update.adapters import add_adapters
 from learners.update.recompute import recomputable_layers
+from learners.update.world import World
+
+R = TypeVar("R", bound=RunConfig)
 
 
 def load_policy(
     config: PlayConfig,
     make_env: Callable[[], gym.Env[Any, Any]],
     progress: Callable[[str, int, int], None],
+    device: torch.device | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The policy that ``config.model`` names, in evaluation mode, and its tokenizer.
+
+    Args:
+        config: Names the policy.
+        make_env: Makes the environment that the tiny policy is taught in.
+        progress: Hears how far that is.
+        device: Where to put it; default: where ``config`` has it.
 
     Raises:
         UsageError: There is no such model here, or the device or number format cannot be had.
     """
-    device = device_of(config)
+    computing = device_of(config)
     model: PreTrainedModel  # whose own `to` is typed wrongly
     tokenizer: PreTrainedTokenizerBase
     if config.model == "tiny":
@@ -35,7 +46,7 @@ def load_policy(
         if config.dtype == "bfloat16":
             torch.nn.Module.to(model, torch.bfloat16)
     else:
-        dtype = config.dtype if config.dtype != "auto" else "float32" if device.type == "cpu" else "bfloat16"
+        dtype = config.dtype if config.dtype != "auto" else "float32" if computing.type == "cpu" else "bfloat16"
         try:
             tokenizer = AutoTokenizer.from_pretrained(config.model)
             model = load_model(config.model, getattr(torch, dtype))
@@ -44,7 +55,7 @@ def load_policy(
             raise UsageError(
                 f"--model {config.model} cannot be loaded (expected tiny, a model id or a folder): {first}"
             ) from None
-    torch.nn.Module.to(model, device)
+    torch.nn.Module.to(model, device or computing)
     return model.eval(), tokenizer
 
 
@@ -109,6 +120,50 @@ def is_deterministic(config: PlayConfig) -> bool:
     if config.deterministic is not None:
         return config.deterministic
     return config.model == "tiny" and device_of(config).type == "cpu"
+
+
+def check_processes(config: RunConfig, world: World) -> None:
+    """Raises `UsageError` where a run cannot be shared by these processes."""
+    if world.size == 1:
+        return
+    if config.tasks_per_step < world.size:
+        raise UsageError(
+            f"--tasks-per-step {config.tasks_per_step} leaves some of {world.size} processes nothing to play: expected at "
+            "least a group for each; use more groups or fewer processes"
+        )
+    if config.lora_rank:
+        raise UsageError(
+            f"--lora-rank {config.lora_rank}: adapters are trained in one process, and these are {world.size}: start it by "
+            "python -m, without torchrun, or train all weights by --lora-rank 0"
+        )
+    if config.optimizer_device == "cpu":
+        raise UsageError(
+            f"--optimizer-device cpu: {world.size} processes keep a part each of what the optimiser has where their part of "
+            "the policy is; leave it out, or use one process"
+        )
+    device = device_of(config)
+    if device.type != "cuda":
+        return
+    if device.index is not None:
+        raise UsageError(f"--device {config.device}: each process takes a GPU of its own; use --device cuda")
+    if torch.cuda.device_count() < world.size:
+        raise UsageError(
+            f"expected a GPU for each of {world.size} processes, found {torch.cuda.device_count()}: use torchrun "
+            f"--nproc-per-node {torch.cuda.device_count()}"
+        )
+    if is_deterministic(config):
+        raise UsageError(
+            "--deterministic: between GPUs sums are not promised to be taken in the same order twice; use one process, or "
+            "--no-deterministic"
+        )
+
+
+def part_of(config: R, world: World) -> R:
+    """What one process of a run is told: its part of the trajectories that are live at once, and of the CPU's threads."""
+    if world.size == 1:
+        return config
+    concurrency = -(-config.concurrency // world.size)
+    return replace(config, concurrency=concurrency, threads=max(1, config.threads // world.size))
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:

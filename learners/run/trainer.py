@@ -7,7 +7,8 @@ Where batches come from, and what overlaps what with ``--async-steps 1``, `learn
 
 Everything random is a function of the run's seed and of where in the run it is used (`seed_of`), so that a checkpoint of
 weights, optimiser and step count is all there is to restore: the batch in flight when a run was killed is played again, from
-the weights that it was being sampled from.
+the weights that it was being sampled from. For the same reason it makes no difference which process plays a group: where a
+run has several (`learners.update.world`), each plays its share, and learns its share of all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -33,6 +35,7 @@ from learners.run.config import RunConfig, check, environment_maker, learner_nam
 from learners.run.folder import folder_of, held
 from learners.run.metrics import rollout_metrics
 from learners.run.mismatch import MismatchWatch, importance_cap
+from learners.run.no_report import NoReport
 from learners.run.overlap import Batches
 from learners.run.players import (
     PHASES,
@@ -44,14 +47,16 @@ from learners.run.players import (
     refuse_too_many_faults,
     seed_of,
 )
-from learners.run.policy import ready_to_learn
+from learners.run.policy import check_processes, device_of, is_deterministic, part_of, ready_to_learn
 from learners.run.report import Report
 from learners.update.adapters import adapted_layers, trained
 from learners.update.batch import Credit, Row, Terms, rows_of
 from learners.update.losses import TokenLoss
 from learners.update.optimizer import open_optimizer
+from learners.update.sharding import shard
 from learners.update.step import UpdateSettings, measured, update_policy
 from learners.update.weights import sampling_weights
+from learners.update.world import ALONE, World
 from tracebank.trajectory import write_trajectories
 
 logger = logging.getLogger(__name__)
@@ -101,8 +106,12 @@ class Learner(Protocol):
         """The loss of each of N tokens."""
 
 
-def train(learner: Learner) -> dict[str, Any]:
+def train(learner: Learner, world: World = ALONE) -> dict[str, Any]:
     """Runs a learner from its configuration to the summary of its run folder, and prints the short closing table.
+
+    Args:
+        learner: The algorithm.
+        world: The processes of the run, all of which must call it.
 
     Returns:
         What ``summary.json`` holds.
@@ -113,14 +122,19 @@ def train(learner: Learner) -> dict[str, Any]:
     """
     config = learner.config
     check(config)
+    check_processes(config, world)
     cap = importance_cap(config, learner.ratio_to)
-    folder = folder_of(config)
+    folder = world.of_first(lambda: folder_of(config))
     makers = {split: environment_maker(config, split) for split in (config.train_split, config.eval_split)}
-    policy = open_policy(config, makers[config.train_split])
+    with world.first_goes_first():  # what is taught or downloaded, the others find
+        # What is going to be sharded may be too large for one GPU by the time that its moments are loaded.
+        device = None if world.size == 1 else torch.device("cpu")
+        policy = open_policy(part_of(config, world), makers[config.train_split], device)
     ready_to_learn(policy.model, config)
-    with held(folder, config):
-        learner.prepare(folder, makers[config.train_split])
-        run = _Run(learner, folder, policy, makers, cap)
+    with held(folder, config) if world.first else nullcontext():
+        with world.first_goes_first():
+            learner.prepare(folder, makers[config.train_split])
+        run = _Run(learner, folder, policy, makers, cap, world)
         try:
             with run.report:
                 return asyncio.run(run.to_the_end())
@@ -138,8 +152,10 @@ class _Run:
         policy: Policy,
         makers: Mapping[str, Callable[[], gym.Env[Any, Any]]],
         cap: float,
+        world: World,
     ) -> None:
-        config = learner.config
+        config, part = learner.config, part_of(learner.config, world)
+        self._world, self._players = world, world.channel()
         self._learner, self._config, self._folder = learner, config, folder
         model = policy.model
         self._model, self._tokenizer = model, policy.tokenizer
@@ -155,17 +171,21 @@ class _Run:
         self._before: dict[str, float] = {}  # the evaluation before training
         self._earlier_seconds = 0.0  # of the sittings before this one
         self._began = time.monotonic()
-        newest = latest_checkpoint(folder / "checkpoints") if config.resume else None
+        newest = world.of_first(lambda: latest_checkpoint(folder / "checkpoints")) if config.resume else None
         if newest:
             state = load_checkpoint(newest, model, self._optimizer)
             self._step, self._before, self._earlier_seconds = state["step"], state["before"], state["seconds"]
+            _tell_of_processes(config, state.get("processes", 1), world.size)
         self._cap = cap  # of importance weights
         self._watch = MismatchWatch(corrected=cap > 0 or learner.ratio_to == "sampler")
         ahead = config.async_steps > 0
-        self._sampler = open_sampler(config, policy, own_weights=ahead)
+        self._sampler = open_sampler(part, policy, own_weights=ahead or world.size > 1)
         self._sampler.version = self._step
         if ahead and newest and self._step < config.steps:
             self._sampler.load_weights(load_in_flight(newest).items(), self._step - 1)
+        shard(model, world, device_of(config), self._optimizer)
+        if self._reference is not None:
+            shard(self._reference, world, device_of(config))
         self._batches = Batches(
             self._play_batch,
             self._sampler,
@@ -173,12 +193,14 @@ class _Run:
             steps=config.steps,
             ahead=ahead,
             saves_after=self._saves_after,
+            keeps=world.first,
         )
         self._engines = {
-            split: open_engine(config, make, policy, self._sampler, group_size=learner.group_size)
+            split: open_engine(part, make, policy, self._sampler, group_size=learner.group_size)
             for split, make in makers.items()
         }
-        self.report = Report(folder, total_steps=config.steps, resume_at=self._step if config.resume else None)
+        resume_at = self._step if config.resume else None
+        self.report = Report(folder, total_steps=config.steps, resume_at=resume_at) if world.first else NoReport(folder)
 
     def close(self) -> None:
         for engine in self._engines.values():
@@ -237,7 +259,8 @@ class _Run:
             if missing == 0:
                 break
             place = (PHASES["train"], step, attempt)
-            now = await self._engines[config.train_split].rollout(
+            now = await self._rollout(
+                config.train_split,
                 [seed_of(config.seed, *place, index) for index in range(missing)],
                 learner.explore,
                 path=place,
@@ -249,8 +272,25 @@ class _Run:
             trees += [tree for tree in now if len(tree.survivors()) >= enough and learner.accept(tree)]
         return trees, played
 
+    async def _rollout(
+        self,
+        split: str,
+        seeds: Sequence[int],
+        explore: Callable[[Group], Awaitable[RolloutTree]],
+        *,
+        path: tuple[int, ...],
+        group_size: int,
+        temperature: float,
+    ) -> list[RolloutTree]:
+        """One group a seed, each played by one of the processes, and all of them for all (`Engine.rollout`)."""
+        engine, own = self._engines[split], self._players.share(len(seeds))
+        trees = await engine.rollout(seeds, explore, path=path, group_size=group_size, temperature=temperature, only=own)
+        return self._players.joined(trees)
+
     def _learn(self, trees: Sequence[RolloutTree], go_on: Callable[[], None]) -> dict[str, float]:
         config, learner = self._config, self._learner
+        if self._model.device.type == "cuda":
+            torch.cuda.set_device(self._model.device)  # where a thread is not by itself
 
         def surrogate(log_ratio: torch.Tensor, advantage: torch.Tensor, ratio_scale: torch.Tensor) -> TokenLoss:
             go_on()
@@ -272,6 +312,7 @@ class _Run:
             self._settings(),
             orders=orders,
             reference=self._reference,
+            world=self._world,
         )
         return metrics | {"groups_without_signal": sum(flat) / len(flat)}
 
@@ -298,7 +339,7 @@ class _Run:
         """
         paths = [(tree, leaf, tree.tokens(leaf)) for tree in trees for leaf in tree.survivors()]
         rows = [Row(tokens, Terms.constant(tokens, advantage=0.0, weight=0.0)) for _, _, tokens in paths]
-        found = measured(self._model, rows, self._settings())
+        found = measured(self._model, rows, self._settings(), self._world)
         for (tree, leaf, _), (_, entropies) in zip(paths, found, strict=True):
             tree.measured[leaf.path] = entropies.cpu()
 
@@ -308,7 +349,8 @@ class _Run:
         await self._batches.current(self._step)
         found: dict[str, float] = {}
         for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
-            trees = await self._engines[config.eval_split].rollout(
+            trees = await self._rollout(
+                config.eval_split,
                 [seed_of(PHASES[name], index) for index in range(config.eval_tasks)],
                 lambda group: independent(group, 1),
                 path=(PHASES[name], self._step),
@@ -328,6 +370,8 @@ class _Run:
 
     def _write(self, name: str, trees: Sequence[RolloutTree], split: str) -> None:
         """Writes trajectories to the run folder, in place of what an earlier sitting wrote under this name."""
+        if not self._world.first:
+            return
         config = self._config
         path = self._folder / "trajectories" / f"{name}.jsonl"
         path.unlink(missing_ok=True)
@@ -344,7 +388,7 @@ class _Run:
         )
 
     def _save(self) -> None:
-        state = {"step": self._step, "before": self._before, "seconds": self._seconds()}
+        state = {"step": self._step, "before": self._before, "seconds": self._seconds(), "processes": self._world.size}
         save_checkpoint(
             self._folder / "checkpoints",
             self._step,
@@ -353,6 +397,7 @@ class _Run:
             trainer_state=state,
             tokenizer=self._tokenizer,
             in_flight=self._batches.in_flight,
+            world=self._world,
         )
 
     def _saves_after(self, step: int) -> bool:
@@ -385,6 +430,12 @@ class _Run:
         self.report.closing_table(rows, files=files)
         self.report.say(f"{config.steps} steps in {summary['wall_seconds']:.0f} s")
         return summary
+
+
+def _tell_of_processes(config: RunConfig, before: int, now: int) -> None:
+    """Warns of a resumed run that is not bit-equal to one that was never interrupted."""
+    if before != now and is_deterministic(config):
+        logger.warning("the run was in %d process(es) and goes on in %d: the last bits of its numbers differ", before, now)
 
 
 def _learning_rate(config: RunConfig, step: int) -> float:

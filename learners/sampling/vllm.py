@@ -85,7 +85,7 @@ class VllmSampler(RequestSampler):
 
     def load_weights(self, parameters: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         self._refuse_live("the weights change")
-        self._engine.load_weights(dict(parameters))
+        self._engine.load_weights({name: tensor.detach().cpu() for name, tensor in parameters})  # from there to the disk
         self.version = version
 
     def release_memory(self) -> None:

@@ -15,6 +15,7 @@ import concurrent.futures
 import contextlib
 import logging
 import os
+import re
 import tempfile
 import threading
 import weakref
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 from vllm import AsyncEngineArgs, SamplingParams
@@ -196,6 +198,8 @@ async def _start(arguments: AsyncEngineArgs) -> AsyncLLM:
     # vLLM writes to the environment for its processes' sake; the tools of this one are to inherit none of it.
     before = dict(os.environ)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if dist.is_available() and dist.is_torchelastic_launched():
+        _be_alone()
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork would copy threads' locks without the threads
     if current_platform.is_cpu():
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling the sampler's small loops takes half a minute
@@ -206,6 +210,17 @@ async def _start(arguments: AsyncEngineArgs) -> AsyncLLM:
         for name in set(os.environ) - set(before):
             del os.environ[name]
         os.environ.update(before)
+
+
+def _be_alone() -> None:
+    """Has an engine whose program torchrun started take that program's GPU, and itself for no part of what was started."""
+    if torch.cuda.is_available():
+        own = torch.cuda.current_device()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[own] if visible else str(own)
+    started = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
+    for name in filter(started.fullmatch, list(os.environ)):
+        del os.environ[name]
 
 
 def _device_arguments(model: PreTrainedModel, tokens: int, memory: float) -> dict[str, Any]:
@@ -224,9 +239,19 @@ def _device_arguments(model: PreTrainedModel, tokens: int, memory: float) -> dic
 def _checkpoint(model: PreTrainedModel, parameters: dict[str, torch.Tensor]) -> Iterator[Path]:
     """A folder with these weights as the model's."""
     with tempfile.TemporaryDirectory(prefix="weights-") as folder:
-        with _no_progress_bar():
+        with _no_progress_bar(), _saving_everywhere(model):
             model.save_pretrained(folder, state_dict={name: tensor.detach() for name, tensor in parameters.items()})
         yield Path(folder)
+
+
+@contextlib.contextmanager
+def _saving_everywhere(model: PreTrainedModel) -> Iterator[None]:
+    """Has Transformers write a model's files in whichever process of several: each has an engine and a folder of its own."""
+    model.should_save_on_this_rank = lambda is_main_process: True  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.should_save_on_this_rank
 
 
 @contextlib.contextmanager

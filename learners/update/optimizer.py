@@ -11,14 +11,14 @@ weights are copied back, some tensors at a time, so that copies go on while the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 _CHUNK = 1 << 24  # gradients of so many weights are float32 at once (64 MiB); a single tensor may have more
 
-_Pair = tuple[torch.nn.Parameter, torch.Tensor]  # of a parameter and its master
+_Pair = tuple[torch.Tensor, torch.Tensor]  # of a parameter and its master
 
 
 def open_optimizer(
@@ -56,7 +56,7 @@ class MasterAdamW(torch.optim.AdamW):
     def __init__(
         self, parameters: Iterable[torch.nn.Parameter], *, weight_decay: float, device: torch.device | None = None
     ) -> None:
-        self._trained = list(parameters)
+        self._trained: list[torch.Tensor] = list(parameters)
         self._masters = [
             parameter.detach().to(device or parameter.device, torch.float32, copy=True) for parameter in self._trained
         ]
@@ -83,6 +83,24 @@ class MasterAdamW(torch.optim.AdamW):
                     parameter.copy_(master)
                 else:  # rounded into the pinned memory that the gradient came in, so that the way back is asynchronous too
                     parameter.copy_(gradient.copy_(master), non_blocking=True)
+
+    def take_over(
+        self, now: Mapping[torch.Tensor, torch.Tensor], part: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> dict[torch.Tensor, torch.Tensor]:
+        """Goes on with other parameters, and with their parts of the masters.
+
+        Args:
+            now: What is trained from now on in place of each parameter.
+            part: Of a tensor as large as the parameter was, what belongs to the parameter in its place.
+
+        Returns:
+            What is in place of each master. ``param_groups`` and ``state`` are the caller's to change.
+        """
+        trained = [now[parameter] for parameter in self._trained]
+        masters = [part(master, parameter) for master, parameter in zip(self._masters, trained, strict=True)]
+        replaced = dict(zip(self._masters, masters, strict=True))
+        self._trained, self._masters = trained, masters
+        return replaced
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of the parameters."""

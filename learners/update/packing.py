@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -98,6 +99,32 @@ def packs(rows: Sequence[torch.Tensor], most: int) -> list[Pack]:
             size = together
         last = index
     return [_pack(rows, members) for members in found]
+
+
+def dealt(rows: Sequence[torch.Tensor], hands: int) -> list[list[int]]:
+    """Deals rows out so that each hand has about as many tokens to compute, what its rows share counted once.
+
+    Rows that begin alike go to one hand, unless that would be more than its part.
+
+    Args:
+        rows: Their token ids, [T] each.
+        hands: How many to deal to.
+
+    Returns:
+        The rows of each hand, in their order.
+    """
+    if hands == 1:
+        return [list(range(len(rows)))]
+    spelled = [row.tolist() for row in rows]
+    order = sorted(range(len(rows)), key=spelled.__getitem__)
+    new = [len(rows[at]) - (_common(rows[last], rows[at]) if last >= 0 else 0) for last, at in pairwise([-1, *order])]
+    total, before = sum(new), 0
+    found: list[list[int]] = [[] for _ in range(hands)]
+    for at, tokens in zip(order, new, strict=True):
+        middle = before + tokens / 2  # whose part the middle of a row is in has it
+        found[min(hands - 1, int(middle * hands / total))].append(at)
+        before += tokens
+    return [sorted(own) for own in found]
 
 
 def _pack(rows: Sequence[torch.Tensor], members: Sequence[tuple[int, int]]) -> Pack:

@@ -10,6 +10,9 @@ What sampled a batch is never quite the policy that learns from it: another prog
 sampler plays ahead, weights are a step older. `update_policy` measures by how much, and with ``importance_cap`` corrects it:
 each token's loss is weighted by how much likelier the token is to the trainer than it was to the sampler
 (`learners.update.losses.truncated_importance`). Ratios, clipping and the KL penalty stay as they are.
+
+In a world of several processes (`learners.update.world`) each goes through its part of the rows, over a model that is spread
+over all of them (`learners.update.sharding`); losses, gradients and metrics are sums over all.
 """
 
 from __future__ import annotations
@@ -18,16 +21,20 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
+from learners.rollout.tree import PathTokens
 from learners.update.adapters import without_adapters
-from learners.update.batch import Row, flat, micro_batches, pad
+from learners.update.batch import Row, Terms, flat, micro_batches, pad
 from learners.update.losses import TokenLoss, kl_penalty, truncated_importance, weighted_mean
-from learners.update.packing import packs, side_by_side, stacked, tree_attention, tree_logprobs
+from learners.update.packing import Pack, dealt, packs, side_by_side, stacked, tree_attention, tree_logprobs
 from learners.update.recompute import recomputation
+from learners.update.sharding import norm_of
+from learners.update.world import ALONE, World
 
 BoundSurrogate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], TokenLoss]
 """A surrogate with its options bound: (log ratio [N], advantage [N], ratio scale [N]) -> the loss of each of N tokens."""
@@ -94,54 +101,93 @@ def token_logprobs(
     return torch.nn.functional.pad(logprobs, (1, 0)), torch.nn.functional.pad(entropies, (1, 0))
 
 
+_Found = tuple[list[int], torch.Tensor, torch.Tensor]
+"""Of a forward pass: which rows, and of the N wanted tokens of one after the other log-probabilities and entropies, [N]."""
+
+
 def _passes(
+    model: PreTrainedModel, rows: Sequence[Row], wanted: Sequence[torch.Tensor], settings: UpdateSettings, world: World
+) -> Iterator[_Found]:
+    """Forward passes over this process's share of rows. ``wanted`` are some of the tokens of each row, [T] bool each.
+
+    All processes make as many passes, since each has a part of the model. Who has no more rows goes over next to nothing,
+    and gets no rows and empty tensors, which a backward pass can begin at all the same.
+    """
+    share = dealt([row.tokens.ids for row in rows], world.size)[world.rank]
+    passes = _cut(model, [rows[index] for index in share], [wanted[index] for index in share], settings)
+    spare = max(world.gather(len(passes))) - len(passes)
+    for make in passes:
+        indices, logprobs, entropies = make()
+        yield [share[index] for index in indices], logprobs, entropies
+    nothing = _next_to_nothing()
+    for _ in range(spare):
+        (make,) = _cut(model, [nothing], [nothing.tokens.policy], settings)
+        _, logprobs, entropies = make()
+        yield [], logprobs, entropies
+
+
+def _cut(
     model: PreTrainedModel, rows: Sequence[Row], wanted: Sequence[torch.Tensor], settings: UpdateSettings
-) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    """Forward passes over rows, one at a time: which rows, and of the N wanted tokens of one after the other the
-    log-probabilities and entropies, [N] each. ``wanted`` are some of the tokens of each row, [T] bool each."""
-    if settings.layout == "padded":
-        for indices in micro_batches(rows, settings.micro_tokens):
-            batch = pad([rows[index] for index in indices], model.device)
-            logprobs, entropies = token_logprobs(model, batch.ids, batch.real, settings.temperature)
-            masks = torch.nn.utils.rnn.pad_sequence([wanted[index] for index in indices], batch_first=True)
-            masks = masks.to(model.device)
-            yield indices, logprobs[masks], entropies[masks]
-        return
-    trees = packs([row.tokens.ids for row in rows], settings.micro_tokens)
-    for chosen in side_by_side(trees, settings.micro_tokens):
+) -> list[Callable[[], _Found]]:
+    """Cuts rows into passes that are still to be made."""
+
+    def padded(indices: list[int]) -> _Found:
+        batch = pad([rows[index] for index in indices], model.device)
+        logprobs, entropies = token_logprobs(model, batch.ids, batch.real, settings.temperature)
+        masks = torch.nn.utils.rnn.pad_sequence([wanted[index] for index in indices], batch_first=True)
+        masks = masks.to(model.device)
+        return indices, logprobs[masks], entropies[masks]
+
+    def over_trees(chosen: list[Pack]) -> _Found:
         forest = stacked(chosen, model.device)
         found = tree_logprobs(model, forest, [wanted[index] for index in forest.rows], settings.temperature)
-        yield forest.rows, *found
+        return forest.rows, *found
+
+    if settings.layout == "padded":
+        return [partial(padded, indices) for indices in micro_batches(rows, settings.micro_tokens)]
+    trees = packs([row.tokens.ids for row in rows], settings.micro_tokens)
+    return [partial(over_trees, chosen) for chosen in side_by_side(trees, settings.micro_tokens)]
+
+
+def _next_to_nothing() -> Row:
+    """A row of two tokens, neither by the policy."""
+    none, numbers = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
+    tokens = PathTokens(numbers, none.bool(), logprobs=none, entropies=none, segments=numbers, numbers=numbers)
+    return Row(tokens, Terms.constant(tokens, advantage=0.0, weight=0.0))
 
 
 def _attention(model: PreTrainedModel, settings: UpdateSettings) -> AbstractContextManager[None]:
     return tree_attention(model) if settings.layout == "tree" else nullcontext()
 
 
-def frozen_logprobs(model: PreTrainedModel, rows: Sequence[Row], settings: UpdateSettings) -> list[torch.Tensor]:
+def frozen_logprobs(
+    model: PreTrainedModel, rows: Sequence[Row], settings: UpdateSettings, world: World = ALONE
+) -> list[torch.Tensor]:
     """Log-probabilities under the present weights of what the policy wrote in each row, in the rows' order."""
-    return [logprobs for logprobs, _ in _frozen(model, rows, [row.tokens.policy for row in rows], settings)]
+    return [logprobs for logprobs, _ in _frozen(model, rows, [row.tokens.policy for row in rows], settings, world)]
 
 
 def measured(
-    model: PreTrainedModel, rows: Sequence[Row], settings: UpdateSettings
+    model: PreTrainedModel, rows: Sequence[Row], settings: UpdateSettings, world: World = ALONE
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Each row's log-probabilities and entropies (`token_logprobs`) under the present weights, [T] each, in order."""
-    return _frozen(model, rows, [torch.ones(len(row.tokens.ids), dtype=torch.bool) for row in rows], settings)
+    return _frozen(model, rows, [torch.ones(len(row.tokens.ids), dtype=torch.bool) for row in rows], settings, world)
 
 
 @torch.no_grad()
 def _frozen(
-    model: PreTrainedModel, rows: Sequence[Row], wanted: Sequence[torch.Tensor], settings: UpdateSettings
+    model: PreTrainedModel, rows: Sequence[Row], wanted: Sequence[torch.Tensor], settings: UpdateSettings, world: World
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     counts = [int(mask.sum()) for mask in wanted]
-    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     with _attention(model, settings):
-        for indices, *values in _passes(model, rows, wanted, settings):
+        for indices, *values in _passes(model, rows, wanted, settings, world):
             sizes = [counts[index] for index in indices]
-            logprobs, entropies = (value.split(sizes) for value in values)
-            found |= dict(zip(indices, zip(logprobs, entropies, strict=True), strict=True))
-    return [found[index] for index in range(len(rows))]
+            logprobs, entropies = (value.cpu().split(sizes) for value in values)
+            own |= dict(zip(indices, zip(logprobs, entropies, strict=True), strict=True))
+    found = {index: values for share in world.gather(own) for index, values in share.items()}
+    device = model.device
+    return [(logprobs.to(device), entropies.to(device)) for logprobs, entropies in map(found.__getitem__, range(len(rows)))]
 
 
 def update_policy(
@@ -153,17 +199,20 @@ def update_policy(
     *,
     orders: Iterable[Sequence[int]],
     reference: PreTrainedModel | None = None,
+    world: World = ALONE,
 ) -> dict[str, float]:
     """Learns from one batch of groups.
 
     Args:
-        model: The policy, changed in place.
+        model: The policy, changed in place; sharded over the processes where there are several.
         optimizer: Over the policy's parameters.
         groups: The rows of each group, [B].
         surrogate: The loss of a token.
         settings: How.
         orders: For each epoch, in which order the groups are taken.
-        reference: The policy that the KL penalty pulls towards, taken without adapters: it may be ``model`` itself.
+        reference: The policy that the KL penalty pulls towards, taken without adapters: it may be ``model`` itself. Sharded
+            as the policy is.
+        world: The processes, which are all given the same groups.
 
     Returns:
         Metrics over all steps: ``loss``, ``grad_norm``, ``entropy``, ``clip_low`` and ``clip_high`` (shares of tokens),
@@ -179,7 +228,7 @@ def update_policy(
         ``importance_capped``, the share of tokens that the cap holds.
     """
     with _attention(model, settings), recomputation(model) if settings.recompute else nullcontext():
-        return _update(model, optimizer, groups, surrogate, settings, [list(order) for order in orders], reference)
+        return _update(model, optimizer, groups, surrogate, settings, [list(order) for order in orders], reference, world)
 
 
 def _update(
@@ -190,6 +239,7 @@ def _update(
     settings: UpdateSettings,
     orders: Sequence[Sequence[int]],
     reference: PreTrainedModel | None,
+    world: World,
 ) -> dict[str, float]:
     size = settings.minibatch_groups or len(groups)
     minibatches = [order[start : start + size] for order in orders for start in range(0, len(order), size)]
@@ -199,11 +249,11 @@ def _update(
         firsts.append(firsts[-1] + len(group))
     recorded = settings.ratio_to == "sampler"
     # With a single step the old policy is the present one, and its log-probabilities are those of the forward pass itself.
-    old = frozen_logprobs(model, rows, settings) if len(minibatches) > 1 and not recorded else None
+    old = frozen_logprobs(model, rows, settings, world) if len(minibatches) > 1 and not recorded else None
     anchor = None
     if reference is not None:
         with without_adapters(reference):
-            anchor = frozen_logprobs(reference, rows, settings)
+            anchor = frozen_logprobs(reference, rows, settings, world)
     totals: dict[str, float] = dict.fromkeys(("loss", "entropy", "kl_old", "clip_low", "clip_high", "kl_reference"), 0.0)
     norms: list[float] = []
     gaps: list[torch.Tensor] = []
@@ -214,7 +264,10 @@ def _update(
         part = [rows[index] for index in chosen]
         weight = math.fsum(float((row.terms.weight * row.tokens.policy).sum()) for row in part)
         optimizer.zero_grad(set_to_none=True)
-        for indices, logprobs, entropies in _passes(model, part, [row.tokens.policy for row in part], settings):
+        for indices, logprobs, entropies in _passes(model, part, [row.tokens.policy for row in part], settings, world):
+            if not indices:  # only the others have rows left
+                logprobs.sum().backward()
+                continue
             terms = flat([part[index] for index in indices], model.device)
             sampled = terms.sampled_logprobs
             if old is not None:
@@ -245,8 +298,12 @@ def _update(
                     gaps.append((logprobs if recorded else before) - sampled)
                 totals["clip_low"] += float(token_loss.clipped_low.sum())
                 totals["clip_high"] += float(token_loss.clipped_high.sum())
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)))
+        norms.append(norm_of(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)))
         optimizer.step()
+    shares = world.gather((totals, tokens, [gap.cpu() for gap in gaps], [each.cpu() for each in corrections]))
+    totals = {name: math.fsum(share[0][name] for share in shares) for name in totals}
+    tokens = sum(share[1] for share in shares)
+    gaps, corrections = [gap for share in shares for gap in share[2]], [each for share in shares for each in share[3]]
     means = ("entropy", "clip_low", "clip_high", *(() if recorded else ("kl_old",)))
     metrics = {name: totals[name] / tokens for name in means}
     metrics["loss"] = totals["loss"] / len(minibatches)

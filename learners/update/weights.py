@@ -1,6 +1,7 @@
 """A policy's weights, as whoever samples from it with weights of his own has to have them.
 
-Training may keep them otherwise: frozen, with adapters beside them. This is the one place that puts them together.
+Training may keep them otherwise: frozen, with adapters beside them, or in parts that several processes have. This is the one
+place that puts them together.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import copy
 from collections.abc import Iterator
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from learners.update.adapters import ADAPTERS, adapted_layers
@@ -18,13 +20,14 @@ def sampling_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor
     """The weights that a policy computes with, each under the name that it has in the model as it was loaded.
 
     Adapters are merged: W + (α / R) B A, summed in float32 and rounded to the format of W. A merged weight is made when it
-    is asked for, so that whoever takes one after the other never has all of them.
+    is asked for, so that whoever takes one after the other never has all of them. So is one that is spread over processes
+    (`learners.update.sharding`), by all of them at once: all must go through to the end.
 
     Args:
         model: The policy in training.
 
     Yields:
-        Name and weight; without gradients, and where nothing is merged the very memory of the parameter.
+        Name and weight; without gradients, and where nothing is put together the very memory of the parameter.
     """
     layers = adapted_layers(model)
     for name, parameter in model.named_parameters():
@@ -35,7 +38,8 @@ def sampling_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor
         elif owner in layers:
             yield f"{owner}.{kind}", parameter
         elif not any(part in name for part in (".lora_A.", ".lora_B.")):
-            yield name, parameter
+            weight = parameter.detach()
+            yield name, weight.full_tensor() if isinstance(weight, DTensor) else parameter
 
 
 def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
