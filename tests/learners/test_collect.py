@@ -229,7 +229,6 @@ def _start_and_signal(path: Path, arguments: list[object], number: int, at: int)
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": ":".join(map(str, folders))},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in the background would not heed
     )
     while child.poll() is None and not (path.exists() and path.stat().st_size >= at):
         time.sleep(0.002)
