@@ -14,15 +14,14 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
+from learners.sampling.progress_bars import no_progress_bars
 from learners.update.adapters import ADAPTER_CONFIG, adapted_layers, read_adapters, save_adapters
 from learners.update.sharding import whole
 from learners.update.world import ALONE, World
@@ -102,7 +101,7 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     _remove_unfinished(folder)
     unfinished = folder / f"{_UNFINISHED}{final.name}"
-    with _no_progress_bars():
+    with no_progress_bars():
         if weights is None:
             save_adapters(model, unfinished)
         else:
@@ -191,7 +190,7 @@ def load_in_flight(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_model(model: PreTrainedModel, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """A model's own weights and those of a checkpoint, by their names."""
-    with _no_progress_bars():
+    with no_progress_bars():
         loaded: Any = type(model).from_pretrained(path, dtype=model.dtype, local_files_only=True, output_loading_info=True)
     saved, problems = loaded
     if any(problems.values()):
@@ -258,15 +257,3 @@ def _to_disk(path: Path) -> None:
 
 def _kind(tensor: torch.Tensor | None) -> str:
     return "missing" if tensor is None else f"{tuple(tensor.shape)} of {tensor.dtype}"
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keeps transformers from drawing bars of its own across the run's."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

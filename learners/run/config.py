@@ -67,9 +67,8 @@ class PlayConfig:
 
     sampler: Literal["auto", "transformers", "vllm", "server"] = "auto"
     """What samples: transformers (in process), vllm (its engine, which the extra vllm installs), or server (a server
-    elsewhere,
-    to collect and to evaluate with). auto takes vllm where it is installed, the policy is on a GPU, and neither bit-equal
-    reruns nor full entropies are asked for."""
+    elsewhere, to collect and to evaluate with). auto takes vllm where it is installed, the policy is on a GPU, and neither
+    bit-equal reruns nor full entropies are asked for."""
     server: str | None = None
     """Address of the server of --sampler server, such as http://host:8000/v1. Its key, where it wants one, is in the
     environment variable OPENAI_API_KEY. --model then names the tokenizer, and no weights are loaded."""

@@ -27,10 +27,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
+
+from learners.sampling.progress_bars import no_progress_bars
 
 T = TypeVar("T")
 
@@ -239,7 +240,7 @@ def _device_arguments(model: PreTrainedModel, tokens: int, memory: float) -> dic
 def _checkpoint(model: PreTrainedModel, parameters: dict[str, torch.Tensor]) -> Iterator[Path]:
     """A folder with these weights as the model's."""
     with tempfile.TemporaryDirectory(prefix="weights-") as folder:
-        with _no_progress_bar(), _saving_everywhere(model):
+        with no_progress_bars(), _saving_everywhere(model):
             model.save_pretrained(folder, state_dict={name: tensor.detach() for name, tensor in parameters.items()})
         yield Path(folder)
 
@@ -252,17 +253,6 @@ def _saving_everywhere(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         del model.should_save_on_this_rank
-
-
-@contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _shut_down(loop: asyncio.AbstractEventLoop, thread: threading.Thread, started: list[AsyncLLM]) -> None:
