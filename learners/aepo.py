@@ -132,6 +132,8 @@ class AEPO(ARPO):
             return credit
         paths = [(tree.tokens(leaf).policy, tree.measured[leaf.path]) for tree in trees for leaf in tree.survivors()]
         written = torch.cat([entropies[policy] for policy, entropies in paths])
+        if not len(written):
+            return credit
         mean, std = written.mean(), written.std(correction=0) + 1e-6
         factors = iter([1 + self.config.entropy_advantage * (entropies - mean) / std for _, entropies in paths])
         return [[replace(terms, advantage=terms.advantage * next(factors)) for terms in group] for group in credit]

@@ -308,7 +308,7 @@ def run(config_class: type[C], command: Callable[[C], object], description: str,
         description: What ``--help`` says first.
         argv: The arguments; default: the process's.
     """
-    with answering(TrajectoryError, NoOracle, SamplerFault, OSError) as world:  # of which a full disk is the likeliest
+    with answering(TrajectoryError, NoOracle, OSError) as world:  # of which a full disk is the likeliest
         if world.size > 1:
             raise UsageError("this command runs in one process: start it by python -m, without torchrun")
         try:

@@ -22,7 +22,9 @@ from agent_envs.faults import EnvironmentFault
 from learners.run.checkpoint import CheckpointError
 from learners.run.config import PlayConfig, RunConfig, UsageError
 from learners.run.players import TooManyFaults
+from learners.run.skipped import NotFinite
 from learners.run.trainer import Learner, train
+from learners.sampling.sampler import SamplerFault
 from learners.update.world import ALONE, World, WorldError, open_world
 from tracebank import BankError
 
@@ -59,7 +61,8 @@ def answering(*also: type[Exception]) -> Iterator[World]:
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     transformers.utils.logging.disable_progress_bar()  # the report has its own
-    told: tuple[type[Exception], ...] = (UsageError, TooManyFaults, EnvironmentFault, CheckpointError, BankError, *also)
+    ours = (UsageError, TooManyFaults, NotFinite, EnvironmentFault, SamplerFault, CheckpointError, BankError)
+    told: tuple[type[Exception], ...] = (*ours, *also)
     world = ALONE
     try:
         try:

@@ -69,6 +69,8 @@ class PlayConfig:
     """What samples: transformers (in process), vllm (its engine, which the extra vllm installs), or server (a server
     elsewhere, to collect and to evaluate with). auto takes vllm where it is installed, the policy is on a GPU, and neither
     bit-equal reruns nor full entropies are asked for."""
+    vllm_memory: float = 0.4
+    """Share of a GPU's memory that vLLM may take for its weights and caches; on CPU, of the machine's for its caches."""
     server: str | None = None
     """Address of the server of --sampler server, such as http://host:8000/v1. Its key, where it wants one, is in the
     environment variable OPENAI_API_KEY. --model then names the tokenizer, and no weights are loaded."""
@@ -88,7 +90,7 @@ class PlayConfig:
     """CPU threads of the policy's arithmetic; part of what makes two runs equal. 0: one for the tiny policy, which leaves
     the other cores to its tools, else all."""
     deterministic: bool | None = None
-    """Bit-equal reruns and resumes (--deterministic, --no-deterministic); default: for the tiny policy on CPU."""
+    """Bit-equal reruns and resumes, on a CPU alone (--deterministic, --no-deterministic); default: for the tiny policy."""
 
     def __post_init__(self) -> None:
         for name, value in self.unset().items():
@@ -159,8 +161,8 @@ class RunConfig(PlayConfig):
     """Where AdamW keeps its moments, and float32 copies of weights that are in another format, and takes its steps: auto is
     beside the policy, cpu the machine's memory."""
     lora_rank: int = 0
-    """Rank of adapters (LoRA) on every linear layer but the output head, which are trained in place of the policy's weights;
-    0 for none."""
+    """Rank of adapters (LoRA), which are trained in place of the policy's weights, on every linear layer but the output head
+    and no experts of a mixture; 0 for none."""
     lora_alpha: float = 0.0
     """What the adapters add is multiplied by this over their rank. 0: twice the rank."""
     epochs: int = 1
@@ -176,7 +178,7 @@ class RunConfig(PlayConfig):
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more arithmetic,
     the same results."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Gradients are scaled down to this norm; 0: they are left as they are."""
     importance_cap: float | None = None
     """Weigh each token's loss by how much likelier it was to the trainer than to the sampler, at most by this (truncated
     importance sampling); 0: no weights. Default: 0, or 2 with --async-steps 1."""
@@ -270,7 +272,8 @@ def check(config: RunConfig) -> None:
     """Raises `UsageError` for values of a training run that cannot be meant."""
     positive = ("steps", "tasks_per_step", "epochs", "micro_tokens", "eval_tasks", "checkpoint_every")
     check_least(config, 1, (*PLAY_POSITIVE, *positive))
-    check_least(config, 0, ("minibatch_groups", "warmup_steps", "eval_every", "seed", "learning_rate", "lora_rank"))
+    not_negative = ("minibatch_groups", "warmup_steps", "eval_every", "seed", "learning_rate", "lora_rank", "max_grad_norm")
+    check_least(config, 0, not_negative)
     if config.sampler == "server" or config.server is not None:
         raise UsageError(
             "--sampler server: a server takes no new weights, so nothing can be trained with it; train with --sampler vllm "
@@ -316,6 +319,6 @@ def check_decoding(config: PlayConfig) -> None:
 def check_least(config: PlayConfig, least: int, names: Sequence[str]) -> None:
     """Raises `UsageError` where one of these options is less than that."""
     for name in names:
-        if getattr(config, name) < least:
+        if not getattr(config, name) >= least:  # nor NaN
             told = "must not be negative, but is" if least == 0 else f"must be at least {least}, not"
             raise UsageError(f"--{name.replace('_', '-')} {told} {getattr(config, name)}")

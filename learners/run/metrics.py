@@ -15,9 +15,9 @@ def rollout_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
     Returns:
         ``reward``, ``success``, ``tool_calls`` and ``turns`` an episode; ``environment_faults``, the share of trajectories
         that one ended; ``tokens/policy`` and ``tokens/total`` a trajectory; ``entropy_sampled`` in nats a token of the
-        policy; ``stop/...``, the share that ended so; ``policy_faults/...`` an episode; ``score/...``, parts of the return;
-        ``trajectories``, how many there are; ``tool_calls_executed`` and ``tokens_generated``, the calls and the policy's
-        tokens of all of them together, what branches share counted once; of what the learner
+        policy, where it wrote any; ``stop/...``, the share that ended so; ``policy_faults/...`` an episode; ``score/...``,
+        parts of the return; ``trajectories``, how many there are; ``tool_calls_executed`` and ``tokens_generated``, the
+        calls and the policy's tokens of all of them together, what branches share counted once; of what the learner
         noted the means, or the largest where the name ends in ``_max``.
     """
     everyone = [leaf for tree in trees for leaf in tree.leaves]
@@ -38,7 +38,8 @@ def rollout_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
     written = sum(int(path.policy.sum()) for path in tokens)
     metrics["tokens/policy"] = written / len(rows)
     metrics["tokens/total"] = _mean(len(path.ids) for path in tokens)
-    metrics["entropy_sampled"] = math.fsum(float(path.entropies.sum()) for path in tokens) / max(1, written)
+    if written:
+        metrics["entropy_sampled"] = math.fsum(float(path.entropies.sum()) for path in tokens) / written
     for stop in ("terminated", "truncated", "length"):
         metrics[f"stop/{stop}"] = _mean(leaf.stop == stop for _, leaf in rows)
     for fault in POLICY_FAULTS:

@@ -83,6 +83,8 @@ class Batches:
         self._flying: asyncio.Task[Played] | None = None
         self.in_flight: dict[str, torch.Tensor] | None = None
         """What the batch in flight is sampled from, where a checkpoint is due before it is learned from; on the CPU."""
+        self.seconds_of_load = 0.0
+        """How long the sampler took to get its newest weights."""
 
     async def __aenter__(self) -> Batches:
         return self
@@ -158,7 +160,9 @@ class Batches:
     def load(self, step: int) -> None:
         """Gives the sampler the weights in training. No stream may be live."""
         if self._sampler.version != step:
+            begun = time.monotonic()
             self._sampler.load_weights(self._parameters(), step)
+            self.seconds_of_load = time.monotonic() - begun
 
     async def _timed(self, step: int) -> Played:
         begun = time.monotonic()

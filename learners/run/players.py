@@ -24,11 +24,13 @@ from learners.rollout.episode import Limits
 from learners.rollout.rendering import Renderer, TokenizerError
 from learners.rollout.tree import RolloutTree
 from learners.run.config import PlayConfig, UsageError
-from learners.run.policy import device_of, end_ids, is_deterministic, load_policy
+from learners.run.policy import check_deterministic, device_of, end_ids, is_deterministic, limit_for, load_policy
 from learners.run.report import stage_progress
 from learners.run.served import ServedPolicy
-from learners.sampling.sampler import Sampler
+from learners.sampling.request import too_cold
+from learners.sampling.sampler import Sampler, SamplerFault
 from learners.sampling.transformers import TransformersSampler
+from learners.sampling.trial import refusal_of_kept_caches
 from learners.update.weights import plain_copy, sampling_weights
 from tracebank.trajectory import Trajectory
 
@@ -66,8 +68,9 @@ def open_policy(config: PlayConfig, make_env: Callable[[], gym.Env[Any, Any]], d
         device: Where to put it; default: where ``config`` has it.
 
     Raises:
-        UsageError: There is no such model here, or none that can talk to the environment.
+        UsageError: There is no such model here, none that can talk to the environment, or no bit-equal reruns.
     """
+    check_deterministic(config)
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(is_deterministic(config))
     with stage_progress("teaching the tiny policy") as progress:
@@ -87,7 +90,8 @@ def open_sampler(config: PlayConfig, policy: Policy, *, own_weights: bool = Fals
         own_weights: Whether it must have weights of its own, which nothing but `Sampler.load_weights` changes.
 
     Raises:
-        UsageError: The sampler that was asked for is not installed, or cannot do what else was asked for.
+        UsageError: The sampler that was asked for is not installed, or cannot do what else was asked for, or not with this
+            policy.
     """
     assert config.sampler != "server", "learners.run.served opens that one"
     model, tokenizer = policy.model, policy.tokenizer
@@ -95,26 +99,37 @@ def open_sampler(config: PlayConfig, policy: Policy, *, own_weights: bool = Fals
     if _takes_vllm(config):
         from learners.sampling.vllm import VllmSampler  # an extra, which takes seconds to load
 
-        sampler: Sampler = VllmSampler(
-            model,
-            tokenizer,
-            weights=sampling_weights(model),
-            seed=config.seed,
-            eos=ends,
-            length=config.total_tokens,
-            concurrency=config.concurrency,
-            entropy="top-k" if config.entropy == "auto" else config.entropy,
-            entropy_top=config.entropy_top,
-        )
+        try:
+            sampler: Sampler = VllmSampler(
+                model,
+                tokenizer,
+                weights=sampling_weights(model),
+                seed=config.seed,
+                eos=ends,
+                length=config.total_tokens,
+                concurrency=config.concurrency,
+                entropy="top-k" if config.entropy == "auto" else config.entropy,
+                entropy_top=config.entropy_top,
+                memory=config.vllm_memory,
+            )
+        except SamplerFault as problem:
+            raise UsageError(f"{problem}; try another --vllm-memory, or --sampler transformers") from problem
         return sampler
+    playing: PreTrainedModel = torch.nn.Module.to(plain_copy(model), device_of(config)) if own_weights else model
+    if refusal := limit_for(playing, config) or refusal_of_kept_caches(playing):
+        raise UsageError(
+            f"--sampler transformers does not go with {type(playing).__name__}: {refusal}; use --sampler vllm, or another "
+            "model"
+        )
     return TransformersSampler(
-        torch.nn.Module.to(plain_copy(model), device_of(config)) if own_weights else model,
+        playing,
         tokenizer,
         seed=config.seed,
         eos=ends,
         deterministic=is_deterministic(config),
         entropy="full" if config.entropy == "auto" else config.entropy,
         entropy_top=config.entropy_top,
+        length=config.total_tokens,
         in_place=not own_weights,
     )
 
@@ -122,6 +137,8 @@ def open_sampler(config: PlayConfig, policy: Policy, *, own_weights: bool = Fals
 def _takes_vllm(config: PlayConfig) -> bool:
     """Whether vLLM samples. Where it was asked for and cannot, that is an error; ``auto`` says what it took and why."""
     refusal = _refusal_of_vllm(config)
+    if not 0 < config.vllm_memory < 1:
+        raise UsageError(f"--vllm-memory is a share, above 0 and below 1, not {config.vllm_memory}")
     if config.sampler == "vllm" and refusal:
         raise UsageError(f"--sampler vllm: {refusal}; or use --sampler transformers")
     if config.sampler == "auto":
@@ -139,7 +156,7 @@ def _refusal_of_vllm(config: PlayConfig) -> str:
         return "it cannot promise bit-equal reruns: give them up by --no-deterministic"
     if config.entropy == "full":
         return "it tells no entropies of the whole vocabulary: use --entropy top-k"
-    return ""
+    return too_cold(config.temperature)
 
 
 def open_engine(

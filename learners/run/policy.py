@@ -13,9 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from learners.run.config import PlayConfig, RunConfig, UsageError
+from learners.run.published import keep_as_published
 from learners.run.tiny import tiny_policy
+from learners.sampling.slots import limit_of_attention
 from learners.update.adapters import add_adapters
 from learners.update.recompute import recomputable_layers
+from learners.update.tree_trial import refusal_of_trees
 from learners.update.world import World
 
 R = TypeVar("R", bound=RunConfig)
@@ -62,6 +65,8 @@ def load_policy(
 def load_model(source: str, dtype: torch.dtype | str) -> PreTrainedModel:
     """A causal language model; where there are only adapters, their base with them merged into its weights.
 
+    It can be saved, whatever its publisher recommends for generation.
+
     Args:
         source: A Hugging Face id or a folder.
         dtype: Number format of its weights, or "auto" for that of its files.
@@ -75,11 +80,15 @@ def load_model(source: str, dtype: torch.dtype | str) -> PreTrainedModel:
     else:
         model = AutoPeftModelForCausalLM.from_pretrained(source, dtype=dtype).merge_and_unload()
         model.requires_grad_(True)  # peft has frozen it
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    if capped and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")  # PyTorch's kernel knows no cap, and would be given none
+    keep_as_published(model)
     return model
 
 
 def ready_to_learn(model: PreTrainedModel, config: RunConfig) -> None:
-    """Gives a policy the adapters that the configuration asks for.
+    """Gives a policy the adapters that the configuration asks for, once it is clear that it can be trained as told.
 
     Args:
         model: The policy that `load_policy` loaded, changed in place.
@@ -92,6 +101,8 @@ def ready_to_learn(model: PreTrainedModel, config: RunConfig) -> None:
         raise UsageError(
             f"--gradient-checkpointing: {type(model).__name__} has no layers that could be computed again; leave it out"
         )
+    if config.update == "tree" and (refusal := _refusal_of_trees(model, config)):
+        raise UsageError(f"--update tree does not go with {type(model).__name__}: {refusal}; use --update padded")
     if not config.lora_rank:
         return
     if config.model != "tiny" and find_adapter_config_file(config.model) is not None:
@@ -99,7 +110,32 @@ def ready_to_learn(model: PreTrainedModel, config: RunConfig) -> None:
             f"--model {config.model} holds adapters already: merge them into their base first (docs/speed.md says how), "
             "or train all weights by --lora-rank 0"
         )
-    add_adapters(model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+    try:
+        add_adapters(model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+    except ValueError as problem:
+        first = str(problem).strip().splitlines()[0]
+        raise UsageError(f"--lora-rank {config.lora_rank}: {first}; train all weights by --lora-rank 0") from None
+
+
+def limit_for(model: PreTrainedModel, config: PlayConfig) -> str:
+    """What keeps a policy from attending to the whole of a trajectory, or ""."""
+    limit = limit_of_attention(model.config, config.total_tokens)
+    return limit and f"it has {limit}, and --total-tokens is {config.total_tokens}"
+
+
+def _refusal_of_trees(model: PreTrainedModel, config: RunConfig) -> str:
+    """Why the policy cannot learn over trees on the device that it is going to, or ""."""
+    if limit := limit_for(model, config):
+        return limit
+    before, device = model.device, device_of(config)
+    if before.type == device.type:
+        return refusal_of_trees(model)
+    torch.nn.Module.to(model, device)  # it waits elsewhere to be sharded
+    try:
+        return refusal_of_trees(model)
+    finally:
+        torch.nn.Module.to(model, before)
+        torch.cuda.empty_cache()
 
 
 def device_of(config: PlayConfig) -> torch.device:
@@ -120,6 +156,15 @@ def is_deterministic(config: PlayConfig) -> bool:
     if config.deterministic is not None:
         return config.deterministic
     return config.model == "tiny" and device_of(config).type == "cpu"
+
+
+def check_deterministic(config: PlayConfig) -> None:
+    """Raises `UsageError` where bit-equal reruns are asked for and cannot be promised."""
+    if is_deterministic(config) and device_of(config).type == "cuda":
+        raise UsageError(
+            "--deterministic: on a GPU some of the sums that sampling and learning need have no fixed order; use --device "
+            "cpu, or --no-deterministic"
+        )
 
 
 def check_processes(config: RunConfig, world: World) -> None:
@@ -150,11 +195,6 @@ def check_processes(config: RunConfig, world: World) -> None:
         raise UsageError(
             f"expected a GPU for each of {world.size} processes, found {torch.cuda.device_count()}: use torchrun "
             f"--nproc-per-node {torch.cuda.device_count()}"
-        )
-    if is_deterministic(config):
-        raise UsageError(
-            "--deterministic: between GPUs sums are not promised to be taken in the same order twice; use one process, or "
-            "--no-deterministic"
         )
 
 

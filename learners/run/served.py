@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from learners.rollout.rendering import Renderer, TokenizerError
 from learners.run.config import PlayConfig, UsageError
 from learners.run.policy import ends_of
+from learners.sampling.request import too_cold
 from learners.sampling.sampler import Decoding, SamplerFault
 from learners.sampling.server import ServerSampler
 from learners.sampling.server_connection import KEY, ServerConnection
@@ -54,6 +55,8 @@ def check_served(config: PlayConfig) -> None:
         raise UsageError(f"{told} it cannot promise bit-equal reruns: give them up by --no-deterministic")
     if config.entropy == "full":
         raise UsageError(f"{told} it tells no entropies of the whole vocabulary: use --entropy top-k")
+    if refusal := too_cold(config.temperature):
+        raise UsageError(f"{told} {refusal}")
     for name in ("device", "dtype"):
         if getattr(config, name) != "auto":
             raise UsageError(f"{told} --{name} is for the server to choose")

@@ -49,6 +49,9 @@ from learners.run.players import (
 )
 from learners.run.policy import check_processes, device_of, is_deterministic, part_of, ready_to_learn
 from learners.run.report import Report
+from learners.run.skipped import SkipWatch
+from learners.run.summary import close_with, held_out, summary_of
+from learners.sampling.sampler import SamplerFault
 from learners.update.adapters import adapted_layers, trained
 from learners.update.batch import Credit, Row, Terms, rows_of
 from learners.update.losses import TokenLoss
@@ -119,6 +122,8 @@ def train(learner: Learner, world: World = ALONE) -> dict[str, Any]:
     Raises:
         UsageError: The configuration cannot be run as it stands.
         TooManyFaults: More than ``max_fault_share`` of a batch's trajectories ended in environment faults.
+        NotFinite: Batch after batch no gradient was finite.
+        SamplerFault: What samples has died.
     """
     config = learner.config
     check(config)
@@ -138,6 +143,8 @@ def train(learner: Learner, world: World = ALONE) -> dict[str, Any]:
         try:
             with run.report:
                 return asyncio.run(run.to_the_end())
+        except SamplerFault as problem:
+            raise SamplerFault(f"{problem}; go on by --resume {folder}") from problem
         finally:
             run.close()
 
@@ -171,13 +178,16 @@ class _Run:
         self._before: dict[str, float] = {}  # the evaluation before training
         self._earlier_seconds = 0.0  # of the sittings before this one
         self._began = time.monotonic()
+        skipped_in_a_row = 0
         newest = world.of_first(lambda: latest_checkpoint(folder / "checkpoints")) if config.resume else None
         if newest:
             state = load_checkpoint(newest, model, self._optimizer)
             self._step, self._before, self._earlier_seconds = state["step"], state["before"], state["seconds"]
+            skipped_in_a_row = state.get("skipped_in_a_row", 0)
             _tell_of_processes(config, state.get("processes", 1), world.size)
         self._cap = cap  # of importance weights
         self._watch = MismatchWatch(corrected=cap > 0 or learner.ratio_to == "sampler")
+        self._skips = SkipWatch(folder / "checkpoints", in_a_row=skipped_in_a_row)
         ahead = config.async_steps > 0
         self._sampler = open_sampler(part, policy, own_weights=ahead or world.size > 1)
         self._sampler.version = self._step
@@ -219,7 +229,9 @@ class _Run:
                 if self._saves_after(self._step):
                     self._save()
             after = await self._evaluate()
-        return self._summarise(after)
+        summary = summary_of(config, self._before, after, self._seconds())
+        close_with(self.report, summary)
+        return summary
 
     async def _one_step(self) -> None:
         config, begun = self._config, time.monotonic()
@@ -234,6 +246,7 @@ class _Run:
                 group["lr"] = rate
             metrics["learning_rate"] = rate
             metrics |= await self._batches.learn(lambda go_on: self._learn(trees, go_on))
+            self._skips.look(self._step + 1, metrics)
             self._watch.look(self._step + 1, metrics)
         else:
             logger.warning("step %d: no group of %d could be learned from", self._step + 1, len(played))
@@ -245,6 +258,7 @@ class _Run:
             self._batches.load(self._step)
         self._write(f"step_{self._step:06d}", played, config.train_split)
         metrics["seconds/rollout"] = batch.seconds
+        metrics["seconds/weights"] = self._batches.seconds_of_load
         metrics["seconds/update"] = time.monotonic() - rolled_out
         self.report.log(self._step, metrics)
 
@@ -299,7 +313,8 @@ class _Run:
         if learner.measure:
             self._measure(trees)
         credit = learner.credit(trees)
-        flat = [all(not terms.advantage.any() for terms in group) for group in credit]
+        rows = rows_of(trees, credit)
+        flat = [all(not row.terms.advantage[row.tokens.policy].any() for row in group) for group in rows]
         orders = [
             np.random.default_rng(seed_of(config.seed, self._step, epoch)).permutation(len(trees)).tolist()
             for epoch in range(config.epochs)
@@ -307,7 +322,7 @@ class _Run:
         metrics = update_policy(
             self._model,
             self._optimizer,
-            rows_of(trees, credit),
+            rows,
             surrogate,
             self._settings(),
             orders=orders,
@@ -322,7 +337,7 @@ class _Run:
             epochs=config.epochs,
             minibatch_groups=config.minibatch_groups or 0,
             micro_tokens=config.micro_tokens,
-            max_grad_norm=config.max_grad_norm,
+            max_grad_norm=config.max_grad_norm or math.inf,
             temperature=config.temperature,
             kl_coefficient=self._learner.kl_coefficient,
             ratio_to=self._learner.ratio_to,
@@ -361,8 +376,7 @@ class _Run:
             self._write(f"evaluation_{self._step:06d}_{name}", trees, config.eval_split)
             metrics = rollout_metrics(trees)
             self.report.evaluation(self._step, name, metrics)
-            suffix = "" if name == "sampled" else "_greedy"
-            found |= {f"{key}{suffix}": metrics[key] for key in ("success", "reward", "tool_calls")}
+            found |= held_out(metrics, name)
         return found
 
     def _refuse_too_many_faults(self, trees: Sequence[RolloutTree]) -> None:
@@ -389,6 +403,7 @@ class _Run:
 
     def _save(self) -> None:
         state = {"step": self._step, "before": self._before, "seconds": self._seconds(), "processes": self._world.size}
+        state["skipped_in_a_row"] = self._skips.in_a_row
         save_checkpoint(
             self._folder / "checkpoints",
             self._step,
@@ -406,30 +421,6 @@ class _Run:
 
     def _seconds(self) -> float:
         return self._earlier_seconds + time.monotonic() - self._began
-
-    def _summarise(self, after: Mapping[str, float]) -> dict[str, Any]:
-        config = self._config
-        summary: dict[str, Any] = {}
-        for key in ("success", "reward", "tool_calls"):
-            for suffix in ("", "_greedy"):
-                summary[f"{key}_before{suffix}"] = self._before[f"{key}{suffix}"]
-                summary[f"{key}_after{suffix}"] = after[f"{key}{suffix}"]
-        summary |= {"wall_seconds": self._seconds(), "steps": config.steps, "seed": config.seed}
-        rows = [
-            ("held-out success, T = 1", f"{summary['success_before']:.1%}", f"{summary['success_after']:.1%}"),
-            (
-                "held-out success, greedy",
-                f"{summary['success_before_greedy']:.1%}",
-                f"{summary['success_after_greedy']:.1%}",
-            ),
-            ("reward", f"{summary['reward_before']:.2f}", f"{summary['reward_after']:.2f}"),
-            ("tool calls an episode", f"{summary['tool_calls_before']:.2f}", f"{summary['tool_calls_after']:.2f}"),
-        ]
-        self.report.write_summary(summary)
-        files = {"curves": self.report.curves(), "run folder": self._folder}
-        self.report.closing_table(rows, files=files)
-        self.report.say(f"{config.steps} steps in {summary['wall_seconds']:.0f} s")
-        return summary
 
 
 def _tell_of_processes(config: RunConfig, before: int, now: int) -> None:

@@ -168,7 +168,7 @@ class ServerSampler(RequestSampler):
     def _try_out(self, may_change: bool) -> None:
         """Samples one token at two temperatures, and looks at all that later requests rely on."""
         probe = self._tokenizer.encode("Once upon a time", add_special_tokens=False)
-        spreads = []
+        answers = []
         for temperature in (1.0, 2.0):
             body = self._body(probe, Decoding(temperature=temperature, max_tokens=1), seed=0)
             body["logprobs"] = max(2, self._top)
@@ -180,15 +180,19 @@ class ServerSampler(RequestSampler):
                     raise SamplerFault(
                         f"{self.name} names the likeliest tokens by their text, which some share: use --entropy surprisal"
                     )
-                self.entropy, self._top = "surprisal", 0
+                self.entropy = "surprisal"
                 logger.warning(
                     "entropies: surprisal; %s names the likeliest tokens by their text, which some share", self.name
                 )
             if not any(self._read(event, probe)[0] for event in events):
                 raise SamplerFault(f"{self.name} brought no token: expected one for {len(probe)} ids as a prompt")
-            spreads.append(max(named.values()) - min(named.values()) if named else 0.0)
-        # Twice the temperature halves all differences between log-probabilities.
-        cool, warm = spreads
+            answers.append(named)
+        # Twice the temperature halves the differences between the same tokens' log-probabilities. Each answer also has the
+        # token that was sampled, which may be any.
+        both = answers[0].keys() & answers[1].keys()
+        cool, warm = (
+            max(named[one] for one in both) - min(named[one] for one in both) if both else 0.0 for named in answers
+        )
         self.tempered = abs(warm - cool / 2) < abs(warm - cool)
 
     def _read(self, event: Mapping[str, Any], prompt: Sequence[int]) -> tuple[list[Told], str | None]:

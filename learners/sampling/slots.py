@@ -22,8 +22,8 @@ _LENGTH_STEP = 64  # slots grow, and forward passes are cut, by whole multiples 
 class SlotCache(Cache):
     """Slot storage with the interface that Transformers' attention layers call.
 
-    Each layer's keys and values are tensors [slots, heads, length, head size], made at the first forward pass and grown
-    when needed.
+    Each layer's keys and values are tensors [slots, heads, length, head size], which may differ in the last, made at the
+    first forward pass and grown when needed.
     """
 
     def __init__(self) -> None:
@@ -125,9 +125,8 @@ class SlotCache(Cache):
         It is not to be written to: that of rows that are lined up is the storage itself.
         """
         if layer_idx == len(self._keys):
-            empty = key_states.new_zeros(self._slots, key_states.shape[1], 0, key_states.shape[3])
-            self._keys.append(empty)
-            self._values.append(empty)
+            for all_stored, new in ((self._keys, key_states), (self._values, value_states)):
+                all_stored.append(new.new_zeros(self._slots, new.shape[1], 0, new.shape[3]))
         self._grow(layer_idx)
         places = self._places.to(key_states.device)
         count = len(places)
@@ -151,11 +150,30 @@ class SlotCache(Cache):
                 all_stored[layer] = new
 
 
-def check_full_attention(config: PretrainedConfig) -> None:
-    """Raises ``ValueError`` for a model whose layers do not all keep keys and values of the whole sequence."""
-    kinds = sorted({str(kind) for kind in getattr(config, "layer_types", None) or []} - {"full_attention"})
-    if kinds:
-        raise ValueError(
-            f"the transformers sampler needs full attention in every layer, but {config.model_type} has {', '.join(kinds)} "
-            "layers: choose another model or another --sampler"
-        )
+def added_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask, True where a token may look, for attention that adds it to its scores (``eager``, of Transformers)."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def limit_of_attention(config: PretrainedConfig, length: int | None) -> str:
+    """What keeps layers from attending to everything before a token, as far as a configuration tells; "" for nothing.
+
+    Args:
+        config: Of the model, or of a larger one that it is the language part of.
+        length: Tokens of the longest sequence, where a window that is no shorter hides nothing; None: any window does.
+    """
+    text = config.get_text_config()
+    kinds = {str(kind) for name in ("layer_types", "attention_layers") for kind in getattr(text, name, None) or ()}
+    window = getattr(text, "sliding_window", None) if not kinds or "sliding_attention" in kinds else None
+    known = {"full_attention", "global", *(["sliding_attention"] if window is not None else [])}
+    if others := sorted(kinds - known):
+        return f"{', '.join(others)} layers"
+    if window is not None and (length is None or window < length):
+        return f"a sliding window of {window} tokens"
+    return ""
+
+
+def check_full_attention(config: PretrainedConfig, length: int | None = None) -> None:
+    """Raises ``ValueError`` for a model whose layers do not all attend to the whole of a sequence of so many tokens."""
+    if limit := limit_of_attention(config, length):
+        raise ValueError(f"expected full attention in every layer, found {limit}")

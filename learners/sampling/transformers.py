@@ -17,16 +17,17 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from learners.sampling.ending import Ending
 from learners.sampling.entropy import EntropyKind, sampled_entropy
-from learners.sampling.sampler import Continuation, Decoding, Noise, StopReason
+from learners.sampling.passes import next_logits
+from learners.sampling.sampler import Decoding, Noise
 from learners.sampling.slots import SlotCache, check_full_attention
+from learners.sampling.stream import SamplerBase, StreamBase
 from learners.sampling.truncation import likeliest
 
 _PREFILL_TOKENS = 8192  # padded tokens in one forward pass over prompts and tool results
 
 
-class TransformersSampler:
+class TransformersSampler(SamplerBase["_Stream"]):
     """See the module; the contract is `learners.sampling.sampler.Sampler`.
 
     Args:
@@ -37,6 +38,7 @@ class TransformersSampler:
         deterministic: Whether streams join a batch only when every live stream waits for its turn.
         entropy: What the entropies are, such as those that an inference server can tell.
         entropy_top: How many of the likeliest tokens they are computed of, where they are not of all.
+        length: Tokens of the longest sequence, if that is known: a sliding window that is no shorter is none.
         in_place: Whether new weights are already there when `load_weights` tells of them, since who trains does so in this
             very module; else they are copied.
     """
@@ -51,18 +53,14 @@ class TransformersSampler:
         deterministic: bool = False,
         entropy: EntropyKind = "full",
         entropy_top: int = 20,
+        length: int | None = None,
         in_place: bool = False,
     ) -> None:
-        check_full_attention(model.config)
-        self.version = 0
-        self.entropy, self._entropy_top = entropy, entropy_top
-        self.vocabulary: int = model.config.vocab_size
-        self._model, self._tokenizer = model, tokenizer
-        self._seed, self._eos, self._deterministic = seed, frozenset(eos), deterministic
-        self._in_place = in_place
+        check_full_attention(model.config, length)
+        vocabulary: int = model.config.get_text_config().vocab_size
+        super().__init__(tokenizer, vocabulary=vocabulary, seed=seed, eos=eos, entropy=entropy, entropy_top=entropy_top)
+        self._model, self._deterministic, self._in_place = model, deterministic, in_place
         self._cache = SlotCache()
-        self._token_texts: dict[int, str] = {}
-        self._live: set[_Stream] = set()  # started and not cancelled
         self._waiting: list[_Stream] = []  # have asked to decode and are not in the batch yet
         self._decoding: list[_Stream] = []  # the batch
         self._closing: list[_Stream] = []  # cancelled; their slots go back between two steps
@@ -74,8 +72,7 @@ class TransformersSampler:
         return _Stream(self, path)
 
     def load_weights(self, parameters: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        if self._live:
-            raise RuntimeError(f"{len(self._live)} streams are live: end them before the weights change")
+        self._refuse_live("the weights change")
         if not self._in_place:
             own = dict(self._model.named_parameters())
             with torch.no_grad():
@@ -84,40 +81,40 @@ class TransformersSampler:
         self.version = version
 
     def release_memory(self) -> None:
-        if self._live:
-            raise RuntimeError(f"{len(self._live)} streams are live: end them before the caches are dropped")
+        self._refuse_live("the caches are dropped")
         self._collect()
         self._cache.release()
 
     def close(self) -> None:
         """Ends the sampler's thread; live streams end with it. Twice is fine."""
-        for stream in list(self._live):
-            stream.cancel()
+        self._cancel_all()
         self._thread.shutdown()
 
     # The loop that advances all streams. It ends when nobody waits, and is started again by the next `decode`.
 
-    def _ask(self, stream: _Stream) -> None:
+    def _join(self, stream: _Stream) -> None:
         self._waiting.append(stream)
         self._wake.set()
         if self._serving is None or self._serving.done():
+            self._wake = asyncio.Event()  # of this loop: another may have served before
             self._serving = asyncio.get_running_loop().create_task(self._serve())
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            while self._waiting or self._decoding:
+            while True:
                 self._collect()
+                if not self._waiting and not self._decoding:
+                    return
                 self._admit()
                 if self._decoding:
-                    await loop.run_in_executor(self._thread, self._advance)
-                    self._report()
+                    self._hand_out(await loop.run_in_executor(self._thread, self._advance))
                 else:
                     self._wake.clear()
                     await self._wake.wait()
         except Exception as broken:
             for stream in (*self._waiting, *self._decoding):
-                stream.fail(broken)
+                stream._fail(broken)
             self._waiting, self._decoding = [], []
 
     def _collect(self) -> None:
@@ -159,11 +156,17 @@ class TransformersSampler:
         return not stream.parked and stream not in self._waiting
 
     @torch.inference_mode()
-    def _advance(self) -> None:
-        """One token for every stream of the batch; runs in the sampler's thread while the loop leaves these fields alone."""
+    def _advance(self) -> list[tuple[_Stream, int, float, float]]:
+        """One token for every stream of the batch; runs in the sampler's thread.
+
+        Of a stream nothing changes here but what is cached of it: whoever asks meanwhile, on the loop, finds it as it was.
+
+        Returns:
+            Each stream with its token, that one's log-probability, and the entropy of what it was drawn from.
+        """
         self._prefill([stream for stream in self._decoding if len(stream.ids) - stream.cached > 1])
         batch = self._decoding = self._lined_up()
-        logits = self._forward(batch, [len(stream.ids) for stream in batch], 1, lined_up=True)
+        logits = self._forward(batch, [len(stream.ids) for stream in batch], lined_up=True)
         temperatures = torch.tensor([stream.decoding.temperature for stream in batch], device=logits.device)[:, None]
         logprobs = torch.log_softmax(logits.float() / torch.where(temperatures > 0, temperatures, 1.0), dim=-1)
         logprobs = _cut(logprobs, [stream.decoding for stream in batch])
@@ -175,9 +178,7 @@ class TransformersSampler:
         chosen = torch.where(temperatures > 0, drawn, logprobs.argmax(-1, keepdim=True))
         chances = logprobs.gather(-1, chosen)[:, 0].tolist()
         entropies = sampled_entropy(self.entropy, logprobs, chosen[:, 0], self._entropy_top, probabilities=probabilities)
-        rows = zip(batch, chosen[:, 0].tolist(), chances, entropies.tolist(), strict=True)
-        for stream, token, chance, entropy in rows:
-            stream.take(token, chance, entropy)
+        return list(zip(batch, chosen[:, 0].tolist(), chances, entropies.tolist(), strict=True))
 
     def _lined_up(self) -> list[_Stream]:
         """The batch, with what its streams have cached side by side.
@@ -205,57 +206,34 @@ class TransformersSampler:
             width = len(due[-1].ids) - due[-1].cached - 1
             rows = max(1, _PREFILL_TOKENS // width)
             chunk, due = due[-rows:], due[:-rows]
-            self._forward(chunk, [len(stream.ids) - 1 for stream in chunk], width)
+            self._forward(chunk, [len(stream.ids) - 1 for stream in chunk])
         for leader, stream in followers:
             assert leader.slot is not None
             assert stream.slot is not None
             self._cache.copy(leader.slot, stream.slot, leader.cached)
             stream.cached = leader.cached
 
-    def _forward(self, streams: list[_Stream], ends: list[int], width: int, *, lined_up: bool = False) -> torch.Tensor:
-        """Caches each stream's tokens up to place ``ends[i]``, at most ``width`` of them.
+    def _forward(self, streams: list[_Stream], ends: list[int], *, lined_up: bool = False) -> torch.Tensor:
+        """Caches each stream's tokens up to place ``ends[i]``.
 
         Returns:
             The logits after each row's last token, [R, V].
         """
-        counts = [end - stream.cached for stream, end in zip(streams, ends, strict=True)]
-        rows = zip(streams, ends, counts, strict=True)
-        ids = [[0] * (width - count) + stream.ids[end - count : end] for stream, end, count in rows]
+        rows = [stream.ids[stream.cached : end] for stream, end in zip(streams, ends, strict=True)]
         slots = [stream.slot for stream in streams if stream.slot is not None]
-        positions, mask = self._cache.forward_over(slots, ends, counts, width, lined_up=lined_up)
-        device = self._model.device
-        output = self._model(
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=mask.to(device),
-            position_ids=positions.to(device),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        logits = next_logits(self._model, self._cache, rows, slots, ends, lined_up=lined_up)
         for stream, end in zip(streams, ends, strict=True):
             stream.cached = end
-        logits: torch.Tensor = output.logits
-        return logits[:, -1]
+        return logits
 
-    def _report(self) -> None:
-        """Wakes whoever waited for what the last step brought. Runs on the loop."""
-        for stream in self._decoding:
-            stream.report()
+    def _hand_out(self, rows: list[tuple[_Stream, int, float, float]]) -> None:
+        """Gives each stream its token, and wakes whoever waited for it. Runs on the loop."""
+        for stream, token, chance, entropy in rows:
+            if stream in self._live:
+                stream.entropies.append(entropy)
+                stream._take(token, chance)
+                stream._report()
         self._decoding = [stream for stream in self._decoding if stream.stop is None]
-
-    def _text_of(self, token: int) -> str:
-        if token not in self._token_texts:
-            self._token_texts[token] = self._decode([token])
-        return self._token_texts[token]
-
-    def _text(self, ids: Sequence[int]) -> str:
-        shown = ids[:-1] if ids and ids[-1] in self._eos else ids
-        return self._decode(list(shown))
-
-    def _decode(self, ids: list[int]) -> str:
-        text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
 
 
 def _cut(logprobs: torch.Tensor, decodings: Sequence[Decoding]) -> torch.Tensor:
@@ -267,62 +245,27 @@ def _cut(logprobs: torch.Tensor, decodings: Sequence[Decoding]) -> torch.Tensor:
     return likeliest(logprobs, torch.tensor(top_p, device=logprobs.device), torch.tensor(top_k, device=logprobs.device))
 
 
-class _Stream:
-    """One sequence of a `TransformersSampler`; the contract is `learners.sampling.sampler.Stream`."""
+class _Stream(StreamBase):
+    """One sequence of a `TransformersSampler`."""
+
+    _sampler: TransformersSampler
 
     def __init__(self, sampler: TransformersSampler, path: tuple[int, ...]) -> None:
-        self.path = path
-        self.ids: list[int] = []
+        super().__init__(sampler, path)
         self.noise = Noise(sampler._seed, path)
-        self.decoding = Decoding()
+        self.parked = False
         # The cache: its slot, how many tokens it holds, and where a fork's first ones are still to be copied from.
         self.slot: int | None = None
         self.cached = 0
         self.source: _Stream | None = None
         self.copies_due = 0
-        self.parked = False
         # The action that is being decoded.
-        self.stop: StopReason | None = "stop"
-        self._begin = 0
-        self.written = 0
-        self._logprobs: list[float] = []
-        self._entropies: list[float] = []
-        self._waiters: list[tuple[int | None, asyncio.Future[None]]] = []
-        self._sampler = sampler
-        sampler._live.add(self)
-
-    def append(self, ids: Sequence[int]) -> None:
-        if self.stop is None:
-            raise RuntimeError("tokens were appended while the policy is still writing: wait for rest() first")
-        self.ids.extend(ids)
-
-    def decode(self, decoding: Decoding) -> None:
-        if self not in self._sampler._live:
-            raise RuntimeError("this stream was cancelled")
-        if self.stop is None:
-            raise RuntimeError("an action is already being decoded: wait for rest() first")
-        if not self.ids:
-            raise ValueError("there is nothing to go on from: append at least one token first")
-        self.decoding, self.stop, self.written = decoding, None, 0
-        self._ending = Ending(decoding, self._sampler._eos, self._sampler._text_of)
-        self._begin, self._logprobs, self._entropies = len(self.ids), [], []
-        self._sampler._ask(self)
-
-    async def first(self, k: int) -> Continuation:
-        await self._wait(k)
-        return self._continuation(min(k, self.written))
-
-    async def rest(self) -> Continuation:
-        await self._wait(None)
-        return self._continuation(self.written)
+        self.decoding = Decoding()
+        self.entropies: list[float] = []
 
     def fork(self, path: tuple[int, ...], at: int | None = None) -> _Stream:
-        length = len(self.ids) if at is None else at
-        if not 0 <= length <= len(self.ids):
-            raise ValueError(f"a fork at token {length} of a stream of {len(self.ids)} tokens")
-        child = _Stream(self._sampler, path)
-        child.ids = self.ids[:length]
-        child.cached = max(0, length - 1)  # at most: what the source has cached by then is copied
+        child = super().fork(path, at)
+        child.cached = max(0, len(child.ids) - 1)  # at most: what the source has cached by then is copied
         child.source = self
         self.copies_due += 1
         return child
@@ -334,57 +277,16 @@ class _Stream:
     def unpark(self) -> None:
         self.parked = False
 
-    def cancel(self) -> None:
-        if self not in self._sampler._live:
-            return
-        self._sampler._live.discard(self)
+    def _ask(self, decoding: Decoding) -> None:
+        self.decoding, self.entropies = decoding, []
+        self._sampler._join(self)
+
+    def _entropies(self, count: int) -> Sequence[float]:
+        return self.entropies[:count]
+
+    def _leave(self) -> None:
         self._sampler._closing.append(self)
         if self.source is not None:
             self.source.copies_due -= 1
             self.source = None
-        for _, waiter in self._waiters:
-            waiter.cancel()
         self._sampler._wake.set()
-
-    async def _wait(self, count: int | None) -> None:
-        if self.stop is None and (count is None or self.written < count):
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append((count, waiter))
-            await waiter
-
-    def take(self, token: int, logprob: float, entropy: float) -> None:
-        """Adds a sampled token."""
-        self.ids.append(token)
-        self._logprobs.append(logprob)
-        self._entropies.append(entropy)
-        self.written += 1
-        self.stop = self._ending.after(token)
-
-    def report(self) -> None:
-        """Wakes those whose tokens are there."""
-        still = []
-        for count, waiter in self._waiters:
-            if self.stop is not None or (count is not None and self.written >= count):
-                if not waiter.done():
-                    waiter.set_result(None)
-            else:
-                still.append((count, waiter))
-        self._waiters = still
-
-    def fail(self, error: Exception) -> None:
-        """Hands an error of the sampler to whoever waits."""
-        self.stop = "length"
-        for _, waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_exception(error)
-        self._waiters = []
-
-    def _continuation(self, count: int) -> Continuation:
-        ids = tuple(self.ids[self._begin : self._begin + count])
-        return Continuation(
-            ids=ids,
-            logprobs=tuple(self._logprobs[:count]),
-            entropies=tuple(self._entropies[:count]),
-            text=self._sampler._text(ids),
-            stop=self.stop if count == self.written else None,
-        )

@@ -5,13 +5,15 @@ packed copies), layer by layer as their weights come in. An output layer that sh
 that come in: where the CPU has packed them for it, it would go on with the old ones.
 
 The end: vLLM's processes notice when one of them dies, but the first of them does not notice the death of the program that
-began it. After a kill it would keep its memory, and on a GPU a resumed run would find none.
+began it. After a kill it would keep its memory, and on a GPU a resumed run would find none; and weights that were on their
+way would stay where they were.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import threading
 from collections import defaultdict
@@ -41,21 +43,23 @@ class WorkerExtension:
                 for layer in layers:
                     layer.quant_method.process_weights_after_loading(layer)
 
-    def end_with(self, program: int) -> None:
+    def end_with(self, program: int, folder: str) -> None:
         """Has the engine's processes end when a process does, however it ends.
 
         Args:
             program: The process id of the one that began the engine, alive at the time of this call.
+            folder: Is deleted then.
         """
         handle = os.pidfd_open(program)
-        threading.Thread(target=_end_after, args=(handle, program), name="lifeline", daemon=True).start()
+        threading.Thread(target=_end_after, args=(handle, program, folder), name="lifeline", daemon=True).start()
 
 
-def _end_after(handle: int, program: int) -> None:
+def _end_after(handle: int, program: int, folder: str) -> None:
     engine = os.getppid()
     waiting = select.poll()
     waiting.register(handle, select.POLLIN)
     waiting.poll()
+    shutil.rmtree(folder, ignore_errors=True)
     # A worker is a child of the engine's process, or, where there is a single one on a GPU, that process itself.
     if engine not in (1, program) and os.getppid() == engine:
         os.kill(engine, signal.SIGKILL)

@@ -4,6 +4,9 @@ LoRA (Hu et al. 2021, arXiv 2106.09685): a layer computes W x + (α / R) B A x. 
 policy; A [R, in] and B [out, R] are float32. A is drawn, B begins at 0, so that a policy with new adapters is the policy
 without; and so the policy that a run began with is always at hand, as the one with its adapters switched off.
 
+Linear layers are modules with one matrix each. The experts of a mixture, which transformers keeps as parameters with three
+dimensions, are none, and stay frozen.
+
 The layers are peft's (`peft.tuners.lora`), put into the model in place: it stays the class that it was, and whatever reads
 its configuration or asks for its embeddings finds them where they were. Its parameters have other names, though:
 `learners.update.weights` tells them by the model's own. Files are as peft saves and loads them.
@@ -18,8 +21,10 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 ADAPTERS = "default"  # what peft calls the adapters of a layer when there are no others
 ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -34,21 +39,47 @@ def add_adapters(model: PreTrainedModel, *, rank: int, alpha: float, seed: int) 
         rank: R.
         alpha: α; what adapters add is multiplied by α / R.
         seed: Of the first A.
+
+    Raises:
+        ValueError: It has no such layers, or some that peft gives adapters of another kind.
     """
+    names = _linear_layers(model)
+    if not names:
+        raise ValueError(f"{type(model).__name__} has no linear layers that adapters could be added to")
     source = model.name_or_path or ""
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # any number does
-        target_modules="all-linear",
+        target_modules=sorted(names),
         task_type="CAUSAL_LM",
         base_model_name_or_path=str(Path(source).resolve()) if source and Path(source).is_dir() else source,
     )
     with torch.random.fork_rng(devices=[]):  # they are drawn on the CPU, wherever the policy is
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, ADAPTERS)
-    config.target_modules = sorted(config.target_modules or ())  # all their names by now, as a set
+    config.target_modules = sorted(config.target_modules or ())  # a set by now, of ends of names that tell them from others
+    config.target_parameters = None
+    expected = {id(tensor) for tensor in _by_peft_names(model).values()}
+    if set(adapted_layers(model)) != names or {id(parameter) for parameter in trained(model)} != expected:
+        raise ValueError(f"peft gives {type(model).__name__} other adapters than those of its linear layers")
     for parameter in trained(model):
         parameter.data = parameter.data.float()
+
+
+def _linear_layers(model: PreTrainedModel) -> set[str]:
+    """The names of the linear layers that get adapters: all but the output head, and those that peft takes for experts.
+
+    Of many mixtures of experts, peft reads the names that the experts' layers had before they became one parameter as that
+    parameter's, wherever they stand: asked for a dense layer's or a shared expert's ``gate_proj``, it adapts the experts
+    instead. Such layers can be no part of a file that it reads.
+    """
+    head = model.get_output_embeddings()
+    names = {
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    }
+    read = LoraConfig(target_modules=sorted(names))
+    convert_peft_config_for_transformers(read, model, None)
+    return set(read.target_modules or ())
 
 
 def adapted_layers(model: torch.nn.Module) -> dict[str, Linear]:

@@ -11,23 +11,29 @@ computed by itself: what reaches a shared token in the backward pass is the sum 
 here, and clipped or not, shaped or not, the gradient is that of the rows one by one.
 
 On a GPU attention is FlexAttention, on a CPU that of `learners.update.tree_attention`: both leave out what no token attends
-to, so that rows share a pack wherever it has room for them. Elsewhere it is PyTorch's own with a mask.
+to, so that rows share a pack wherever it has room for them. Elsewhere it is PyTorch's own, or the model's, with a mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
+from learners.sampling.slots import added_mask, limit_of_attention
 from learners.update import tree_attention as on_cpu
 
+ATTENTION: Mapping[str, str] = MappingProxyType({"cuda": "flex_attention", "cpu": on_cpu.NAME})
+"""What attention over trees is called by in a model's configuration, by the device that it is on; elsewhere, sdpa."""
+
 _BLOCK = 128  # FlexAttention's block size; passes are multiples of it, so that few lengths are compiled for
+_BLOCKS = 2  # the least that a pass has, since one alone would be compiled for by itself, and dynamo stops at eight variants
 _ALIKE = 0.8  # packs stand side by side that are at least as long as this share of the longest
 
 
@@ -163,11 +169,14 @@ def side_by_side(found: Sequence[Pack], most: int) -> Iterator[list[Pack]]:
         left = left[count:]
 
 
+def length_of_pass(tokens: int, device: torch.device) -> int:
+    """What packs of up to so many tokens are filled up to: on a GPU whole blocks of FlexAttention, two at least."""
+    return max(_BLOCKS, -(-tokens // _BLOCK)) * _BLOCK if device.type == "cuda" else tokens
+
+
 def stacked(chosen: Sequence[Pack], device: torch.device) -> Forest:
-    """Puts packs side by side on a device, filled up to the longest (on a GPU to whole blocks of FlexAttention)."""
-    length = max(len(pack.ids) for pack in chosen)
-    if device.type == "cuda":
-        length = -(-length // _BLOCK) * _BLOCK
+    """Puts packs side by side on a device, filled up to the longest, or further (`length_of_pass`)."""
+    length = length_of_pass(max(len(pack.ids) for pack in chosen), device)
     ids = torch.zeros(len(chosen), length, dtype=torch.int64)
     positions, ends = ids.clone(), torch.arange(1, length + 1).repeat(len(chosen), 1)
     parents, real = torch.full_like(ids, -1), torch.zeros_like(ids, dtype=torch.bool)
@@ -207,28 +216,26 @@ def blocks_of_ancestors(ends: torch.Tensor) -> BlockMask:
         return (key <= query) & (query < ends[row, key])
 
     rows, length = ends.shape
-    on_gpu = ends.device.type == "cuda"  # compiled there: else every pair of tokens is looked at in memory
-    return create_block_mask(attends, rows, None, length, length, device=ends.device, BLOCK_SIZE=_BLOCK, _compile=on_gpu)
+    # Compiled on a GPU: else every pair of tokens is looked at in memory.
+    make = torch.compile(create_block_mask) if ends.device.type == "cuda" else create_block_mask
+    made: BlockMask = make(attends, rows, None, length, length, device=ends.device, BLOCK_SIZE=_BLOCK)
+    return made
 
 
 @contextmanager
 def tree_attention(model: PreTrainedModel) -> Iterator[None]:
     """Has a model attend as trees need it, until the end of the backward pass; nobody else may use it in the meantime.
 
+    Models whose attention cannot be exchanged, older architectures, go on with their own and a mask. Whether an architecture
+    heeds that is found out by `learners.update.tree_trial`.
+
     Raises:
-        ValueError: A model that does not attend to everything before a token, and so not by a mask of ours.
+        ValueError: A model that has no FlexAttention, on a GPU.
     """
     config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ())
-    windowed = not kinds and getattr(config, "sliding_window", None) is not None
-    if windowed or kinds - {"full_attention"}:
-        found = "a sliding window" if windowed else ", ".join(sorted(kinds - {"full_attention"}))
-        raise ValueError(
-            f"an update over trees needs a model with full attention, and this one has {found}: use padded rows"
-        )
-    needed = {"cuda": "flex_attention", "cpu": on_cpu.NAME}.get(model.device.type, "sdpa")
+    needed = ATTENTION.get(model.device.type, "sdpa")
     before = config._attn_implementation
-    if needed == before:
+    if needed == before or not model._can_set_attn_implementation():
         yield
         return
     model.set_attn_implementation(needed)
@@ -238,11 +245,15 @@ def tree_attention(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _mask_of(forest: Forest, attention: str) -> torch.Tensor | BlockMask:
-    """Which tokens each attends to, as an attention function of this name takes it."""
+def _mask_of(forest: Forest, model: PreTrainedModel) -> torch.Tensor | BlockMask:
+    """Which tokens each attends to, as the attention that a model has takes it."""
+    attention = model.config._attn_implementation
     if attention == on_cpu.NAME:
         return on_cpu.tree_mask(forest.ends * forest.real)
-    return blocks_of_ancestors(forest.ends) if attention == "flex_attention" else ancestors(forest.ends)
+    if attention == "flex_attention":
+        return blocks_of_ancestors(forest.ends)
+    mask = ancestors(forest.ends)
+    return added_mask(mask, model.dtype) if attention == "eager" else mask
 
 
 def tree_logprobs(
@@ -261,13 +272,18 @@ def tree_logprobs(
     Returns:
         Log-probabilities and entropies in nats of the N wanted tokens of one row after the other, both [N] in float32; 0
         for a row's first token, which nothing comes before. The entropies carry no gradient.
+
+    Raises:
+        ValueError: A model that does not attend to everything before a token of the longest row.
     """
+    if limit := limit_of_attention(model.config, max(map(len, forest.places))):
+        raise ValueError(f"an update over trees needs a model with full attention, and this one has {limit}")
     device = forest.ids.device
     copies = torch.cat([places[mask.to(device)] for places, mask in zip(forest.places, wanted, strict=True)])
     tokens, copied = copies.unique(return_inverse=True)
     parents = forest.parents[tokens]
     choosers, chooser = parents.clamp(min=0).unique(return_inverse=True)
-    mask = _mask_of(forest, model.config._attn_implementation)
+    mask = _mask_of(forest, model)
     with _logits_only_at(model, choosers):
         output = model(input_ids=forest.ids, attention_mask=mask, position_ids=forest.positions, use_cache=False)
     distribution = torch.log_softmax(output.logits[0].float() / temperature, dim=-1)

@@ -11,6 +11,9 @@ sampler plays ahead, weights are a step older. `update_policy` measures by how m
 each token's loss is weighted by how much likelier the token is to the trainer than it was to the sampler
 (`learners.update.losses.truncated_importance`). Ratios, clipping and the KL penalty stay as they are.
 
+A mini-batch in which nothing weighs anything has no mean loss, and one whose gradient is not finite would leave no weight
+finite: no step is taken for either. Both are counted, and whoever calls may judge how many are too many.
+
 In a world of several processes (`learners.update.world`) each goes through its part of the rows, over a model that is spread
 over all of them (`learners.update.sharding`); losses, gradients and metrics are sums over all.
 """
@@ -20,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -51,7 +54,7 @@ class UpdateSettings:
         epochs: Passes over the batch.
         minibatch_groups: Groups an optimiser step; 0 takes the whole batch.
         micro_tokens: Tokens in one forward and backward pass, padding included; a single row may have more.
-        max_grad_norm: Gradients are scaled down to this norm.
+        max_grad_norm: Gradients are scaled down to this norm, above 0; ``math.inf`` leaves them as they are.
         temperature: The sampling temperature, which log-probabilities are taken at.
         kl_coefficient: Weight of the KL penalty towards the reference policy; 0 needs no reference.
         ratio_to: Whose log-probabilities the ratio of a token is taken to: those of the trainer before the batch, or those
@@ -74,6 +77,8 @@ class UpdateSettings:
     recompute: bool = False
 
     def __post_init__(self) -> None:
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm: expected more than 0, math.inf for no limit, found {self.max_grad_norm!r}")
         if self.importance_cap and self.ratio_to == "sampler":
             raise ValueError("importance_cap: expected 0 where ratios are to the sampler, which corrects for it already")
 
@@ -156,6 +161,20 @@ def _next_to_nothing() -> Row:
     return Row(tokens, Terms.constant(tokens, advantage=0.0, weight=0.0))
 
 
+@dataclass
+class _Seen:
+    """What one process saw of mini-batches: sums over tokens, how many these are, and of tokens one by one the gaps between
+    trainer and sampler and the importance weights."""
+
+    sums: dict[str, float]
+    tokens: int = 0
+    gaps: list[torch.Tensor] = field(default_factory=list)
+    corrections: list[torch.Tensor] = field(default_factory=list)
+
+    def copy(self) -> _Seen:
+        return _Seen(dict(self.sums), self.tokens, list(self.gaps), list(self.corrections))
+
+
 def _attention(model: PreTrainedModel, settings: UpdateSettings) -> AbstractContextManager[None]:
     return tree_attention(model) if settings.layout == "tree" else nullcontext()
 
@@ -215,9 +234,13 @@ def update_policy(
         world: The processes, which are all given the same groups.
 
     Returns:
-        Metrics over all steps: ``loss``, ``grad_norm``, ``entropy``, ``clip_low`` and ``clip_high`` (shares of tokens),
-        ``kl_reference`` where there is a reference; and, where ratios are to the trainer's own log-probabilities, ``kl_old``
-        (k3 estimate to the trainer's policy before the batch).
+        ``optimizer_steps``, how many were taken; ``skipped``, for how many mini-batches none was since their gradient was
+        not finite, and ``unwritten``, for how many since no token in them weighs anything (the policy wrote none). All
+        others are over the steps that were taken, and are missing where none was.
+
+        ``loss``, ``grad_norm``, ``entropy``, ``clip_low`` and ``clip_high`` (shares of tokens), ``kl_reference`` where there
+        is a reference; and, where ratios are to the trainer's own log-probabilities, ``kl_old`` (k3 estimate to the
+        trainer's policy before the batch).
 
         Between that policy and the sampler, over the tokens that were sampled: ``mismatch_mean`` and ``mismatch_max``
         (|Δ log p|), and ``mismatch_outside``, the share whose probability ratio is outside `BAND`. Where ratios are to the
@@ -242,7 +265,10 @@ def _update(
     world: World,
 ) -> dict[str, float]:
     size = settings.minibatch_groups or len(groups)
-    minibatches = [order[start : start + size] for order in orders for start in range(0, len(order), size)]
+    cuts = [order[start : start + size] for order in orders for start in range(0, len(order), size)]
+    weights = [_weight(row for group in cut for row in groups[group]) for cut in cuts]
+    minibatches = [(cut, weight) for cut, weight in zip(cuts, weights, strict=True) if weight != 0]
+    counts = {"unwritten": float(len(cuts) - len(minibatches))}
     rows = [row for group in groups for row in group]
     firsts = [0]
     for group in groups:
@@ -251,21 +277,18 @@ def _update(
     # With a single step the old policy is the present one, and its log-probabilities are those of the forward pass itself.
     old = frozen_logprobs(model, rows, settings, world) if len(minibatches) > 1 and not recorded else None
     anchor = None
-    if reference is not None:
+    if reference is not None and minibatches:
         with without_adapters(reference):
             anchor = frozen_logprobs(reference, rows, settings, world)
-    totals: dict[str, float] = dict.fromkeys(("loss", "entropy", "kl_old", "clip_low", "clip_high", "kl_reference"), 0.0)
+    seen = _Seen(dict.fromkeys(("loss", "entropy", "kl_old", "clip_low", "clip_high", "kl_reference"), 0.0))
     norms: list[float] = []
-    gaps: list[torch.Tensor] = []
-    corrections: list[torch.Tensor] = []
-    tokens = 0
-    for minibatch in minibatches:
+    for minibatch, weight in minibatches:
         chosen = [index for group in minibatch for index in range(firsts[group], firsts[group + 1])]
         part = [rows[index] for index in chosen]
-        weight = math.fsum(float((row.terms.weight * row.tokens.policy).sum()) for row in part)
+        before_it = seen.copy()
         optimizer.zero_grad(set_to_none=True)
         for indices, logprobs, entropies in _passes(model, part, [row.tokens.policy for row in part], settings, world):
-            if not indices:  # only the others have rows left
+            if not len(logprobs):  # only the others have rows left, or the policy wrote nothing in these
                 logprobs.sum().backward()
                 continue
             terms = flat([part[index] for index in indices], model.device)
@@ -280,33 +303,42 @@ def _update(
                 # The sum that the loss is divided by stays that of the terms' own weights: these corrections are 1 in the
                 # mean over what was sampled, so that nothing drifts, while dividing by their sum would undo what they do
                 # to a mini-batch as a whole, and would need all of it before the first micro-batch.
-                corrections.append(truncated_importance(before, sampled, settings.importance_cap))
-                losses = losses * corrections[-1]
+                seen.corrections.append(truncated_importance(before, sampled, settings.importance_cap))
+                losses = losses * seen.corrections[-1]
             if anchor is not None:
                 penalty = kl_penalty(logprobs, torch.cat([anchor[chosen[index]] for index in indices]))
                 losses = losses + settings.kl_coefficient * penalty
-                totals["kl_reference"] += float(penalty.detach().sum())
+                seen.sums["kl_reference"] += float(penalty.detach().sum())
             loss = weighted_mean(losses, terms.weight, total=weight)
             loss.backward()
             with torch.no_grad():
-                tokens += len(losses)
-                totals["loss"] += float(loss)
-                totals["entropy"] += float(entropies.sum())
+                seen.tokens += len(losses)
+                seen.sums["loss"] += float(loss)
+                seen.sums["entropy"] += float(entropies.sum())
                 if not recorded:
-                    totals["kl_old"] += float(kl_penalty(logprobs, before).sum())
+                    seen.sums["kl_old"] += float(kl_penalty(logprobs, before).sum())
                 if not recorded or (not norms and sampled.any()):
-                    gaps.append((logprobs if recorded else before) - sampled)
-                totals["clip_low"] += float(token_loss.clipped_low.sum())
-                totals["clip_high"] += float(token_loss.clipped_high.sum())
-        norms.append(norm_of(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)))
-        optimizer.step()
-    shares = world.gather((totals, tokens, [gap.cpu() for gap in gaps], [each.cpu() for each in corrections]))
-    totals = {name: math.fsum(share[0][name] for share in shares) for name in totals}
+                    seen.gaps.append((logprobs if recorded else before) - sampled)
+                seen.sums["clip_low"] += float(token_loss.clipped_low.sum())
+                seen.sums["clip_high"] += float(token_loss.clipped_high.sum())
+        norm = norm_of(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm))
+        if math.isfinite(norm):  # the same on all processes: it is the whole gradient's
+            norms.append(norm)
+            optimizer.step()
+        else:
+            seen = before_it
+    counts |= {"optimizer_steps": float(len(norms)), "skipped": float(len(minibatches) - len(norms))}
+    if not norms:
+        return counts
+    shares = world.gather(
+        (seen.sums, seen.tokens, [gap.cpu() for gap in seen.gaps], [each.cpu() for each in seen.corrections])
+    )
+    totals = {name: math.fsum(share[0][name] for share in shares) for name in seen.sums}
     tokens = sum(share[1] for share in shares)
     gaps, corrections = [gap for share in shares for gap in share[2]], [each for share in shares for each in share[3]]
     means = ("entropy", "clip_low", "clip_high", *(() if recorded else ("kl_old",)))
-    metrics = {name: totals[name] / tokens for name in means}
-    metrics["loss"] = totals["loss"] / len(minibatches)
+    metrics = counts | {name: totals[name] / tokens for name in means}
+    metrics["loss"] = totals["loss"] / len(norms)
     metrics["grad_norm"] = math.fsum(norms) / len(norms)
     if gaps:
         gap = torch.cat(gaps)
@@ -320,3 +352,8 @@ def _update(
     if anchor is not None:
         metrics["kl_reference"] = totals["kl_reference"] / tokens
     return metrics
+
+
+def _weight(rows: Iterable[Row]) -> float:
+    """The weights of all that the policy wrote in some rows, summed."""
+    return math.fsum(float((row.terms.weight * row.tokens.policy).sum()) for row in rows)

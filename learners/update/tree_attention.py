@@ -14,9 +14,11 @@ as much as this.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
@@ -53,6 +55,19 @@ def runs_of(ends: torch.Tensor) -> list[Run]:
     return [(first, after, int(ends[first])) for first, after in zip(firsts, [*firsts[1:], length], strict=True)]
 
 
+def longest_path(runs: Sequence[Run]) -> int:
+    """How many tokens the longest path of a tree has."""
+    above: list[tuple[int, int]] = []  # of the runs that the present one is under, the end and the tokens up to there
+    longest = 0
+    for first, after, end in runs:
+        while above and above[-1][0] <= first:
+            above.pop()
+        tokens = after - first + (above[-1][1] if above else 0)
+        above.append((end, tokens))
+        longest = max(longest, tokens)
+    return longest
+
+
 def tree_attention_forward(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -68,29 +83,37 @@ def tree_attention_forward(
     Args:
         module: The layer.
         query: [R, heads, L, head size].
-        key, value: [R, key and value heads, L, head size].
+        key, value: [R, key and value heads, L, head size]; that of a value may be another.
         attention_mask: `tree_mask`. With a mask of any other kind this is plain attention.
         dropout, scaling, kwargs: As for every attention function.
 
     Returns:
-        [R, L, heads, head size], 0 for filling, and no weights.
+        [R, L, heads, head size of a value], 0 for filling, and no weights.
 
     Raises:
-        ValueError: The layer has dropout, or its attention is more than a softmax of products.
+        ValueError: The layer has dropout, its attention is more than a softmax of products, or a path is longer than it
+            looks back.
     """
     if attention_mask is None or attention_mask.dtype != torch.int64:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    trees = [runs_of(ends[0, 0]) for ends in attention_mask]
     more = sorted(name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None)
-    if more or dropout:
-        found = ", ".join(more) or f"dropout {dropout}"
-        raise ValueError(f"an update over trees needs plain attention on a CPU, and this model has {found}: use padded rows")
+    if dropout:
+        more.append(f"dropout {dropout}")
+    window = kwargs.get("sliding_window")
+    if window is not None and window < max(map(longest_path, trees)):
+        more.append(f"a sliding window of {window} tokens")
+    if more:
+        raise ValueError(f"an update over trees needs plain attention on a CPU, and this model has {', '.join(more)}")
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    trees = [runs_of(ends[0, 0]) for ends in attention_mask]
     scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    heads = [query.shape[-1], value.shape[-1]]
+    if heads[0] != heads[1]:  # the kernel knows one size: what is missing is filled up with zeros, which change nothing
+        query, key, value = (pad(tensor, (0, max(heads) - tensor.shape[-1])) for tensor in (query, key, value))
     found = _TreeAttention.apply(query, key, value, trees, scale)  # type: ignore[no-untyped-call]
     assert isinstance(found, torch.Tensor)
-    return found.transpose(1, 2).contiguous(), None
+    return found[..., : heads[1]].transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, tree_attention_forward)

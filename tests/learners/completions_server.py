@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aiohttp import web
-from policies import TOKENIZER, full_logprobs
+from policies import TOKENIZER, cut_as_transformers_cuts, full_logprobs
 from transformers import PreTrainedModel
 
 from learners.sampling.sampler import Decoding
@@ -33,6 +33,8 @@ class Manners:
         refusals: What it answers first, once each: statuses, or "cut" for a connection that ends at once.
         cut_after: Tokens after which it closes a connection; 0 for never.
         limit: Tokens of the longest completion, whatever is asked for; 0 for none.
+        silent: Whether it never says why a completion ended.
+        instead: The token id that it tells in place of every sampled one; None for the right ones.
         wait: Seconds before each token.
         rewrites: Whether it puts a token before each prompt.
     """
@@ -46,6 +48,8 @@ class Manners:
     refusals: list[int | str] = field(default_factory=list)
     cut_after: int = 0
     limit: int = 0
+    silent: bool = False
+    instead: int | None = None
     wait: float = 0.0
     rewrites: bool = False
 
@@ -138,13 +142,18 @@ class CompletionsServer:
                 await asyncio.sleep(manners.wait)
                 choice = self._choice(body, prompt, list(stream.ids[: len(prompt) + count - 1]), token)
                 choice["finish_reason"] = "stop" if token in body["stop_token_ids"] else "length" if count == most else None
+                ended = choice["finish_reason"] is not None
+                if manners.silent:
+                    choice["finish_reason"] = None
+                if manners.instead is not None:
+                    choice["token_ids"] = [manners.instead]
                 choice["prompt_token_ids"] = prompt if count == 1 else None
                 await response.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
                 if count == manners.cut_after:
                     assert request.transport is not None
                     request.transport.abort()
                     return
-                if choice["finish_reason"]:
+                if ended:
                     break
             await response.write(b'data: {"choices": [], "usage": {}}\n\ndata: [DONE]\n\n')
         finally:
@@ -153,6 +162,9 @@ class CompletionsServer:
     def _choice(self, body: dict[str, Any], prompt: list[int], before: list[int], token: int) -> dict[str, Any]:
         temperature = (self.manners.tempered and body["temperature"]) or 1.0
         logprobs = full_logprobs(self._model, before, temperature=temperature)[-1]
+        if self.manners.tempered and body["temperature"]:
+            logprobs = cut_as_transformers_cuts(logprobs, body["top_p"], max(0, body["top_k"]))
+        logprobs = logprobs.clamp(min=-9999.0)  # as vLLM has it: JSON has no infinity
         likeliest = {*logprobs.topk(body["logprobs"]).indices.tolist(), token}
         told = {
             "tokens": [self._name(token)],

@@ -9,6 +9,8 @@ import pytest
 
 from learners.run.tiny import Recipe, tiny_policy
 
+pytest.register_assert_rewrite("sampler_contract")
+
 QUICK = Recipe(clean_episodes=192, clean_steps=50, mixed_episodes=32, mixed_steps=10, batch_size=32)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
 
 from learners.run.tiny import Recipe, tiny_tokenizer, untaught
 
@@ -26,6 +26,16 @@ def full_logprobs(model: PreTrainedModel, ids: list[int], temperature: float = 1
     """Log-probabilities after each token by one plain forward pass, [T, V]: what every cache must agree with."""
     with torch.no_grad():
         return torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0].float() / temperature, dim=-1)
+
+
+def cut_as_transformers_cuts(logprobs: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
+    """What is left of a distribution, renormalised, [V]."""
+    row = logprobs[None]
+    if top_k:
+        row = TopKLogitsWarper(top_k)(None, row)
+    if top_p < 1:
+        row = TopPLogitsWarper(top_p)(None, row)
+    return torch.log_softmax(row[0], dim=-1)
 
 
 def saved_policy(folder: Path, ends: Sequence[int]) -> Path:

@@ -19,21 +19,38 @@ from learner_parts import ENDS, metrics, short
 from policies import TOKENIZER, random_policy, saved_policy
 from safetensors.torch import load_file
 from test_recompute import rows, surrogate
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from learners.evaluate import main as evaluate
 from learners.grpo import GRPO, GRPOConfig
 from learners.run.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from learners.run.command import run
-from learners.run.policy import load_model
+from learners.run.config import UsageError
+from learners.run.policy import load_model, ready_to_learn
 from learners.sampling.transformers import TransformersSampler
 from learners.sft import main as sft
+from learners.update import adapters as adapters_module
 from learners.update.adapters import ADAPTER_CONFIG, adapted_layers, add_adapters, save_adapters, trained, without_adapters
 from learners.update.optimizer import open_optimizer
 from learners.update.step import UpdateSettings, update_policy
 from learners.update.weights import plain_copy, sampling_weights
 
 IDS = torch.arange(60, 80)[None]
+
+
+class OnlyAHead(PreTrainedModel):
+    """A model that has nothing to adapt."""
+
+    _supports_sdpa = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.head = torch.nn.Linear(2, 2)
+
+    def get_output_embeddings(self):
+        return self.head
+
+
 FOLDER = Path(__file__).parent
 LAYERS = 2 * 7  # q, k, v, o, gate, up, down
 
@@ -116,6 +133,69 @@ def test_the_gradient_is_the_merged_weights_gradient(layout, recompute):
             torch.testing.assert_close(a - layer.lora_A.default.weight, scale * b.T @ gradient, rtol=1e-3, atol=1e-5)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (not parameter.requires_grad)
+
+
+# Mixtures of experts
+
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 32}
+
+
+def mixture(kind: str):
+    """An untaught mixture of experts, whose first layer is dense; ``qwen2_moe`` has an expert that all tokens share, too."""
+    shared = {"mlp_only_layers": [0]} | ({"shared_expert_intermediate_size": 24} if kind == "qwen2_moe" else {})
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": len(TOKENIZER)}
+    config = AutoConfig.for_model(kind, **sizes, **heads, **EXPERTS, **shared, initializer_range=0.2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+DENSE = {f"mlp.{where}{part}_proj" for where in ("", "shared_expert.") for part in ("gate", "up", "down")}
+
+
+@pytest.mark.parametrize(("kind", "others"), [("qwen3_moe", set()), ("qwen2_moe", DENSE | {"mlp.shared_expert_gate"})])
+def test_experts_of_a_mixture_are_frozen_and_all_that_is_trained_is_kept(tmp_path, kind, others):
+    first = mixture(kind)
+    first.save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    add_adapters(model, rank=4, alpha=3.0, seed=0)
+    names = {name.partition("layers.")[2].partition(".")[2] for name in adapted_layers(model)}
+    assert names == {f"self_attn.{part}_proj" for part in "qkvo"} | others
+    ours = {
+        id(layer.get_parameter(f"lora_{part}.default.weight")) for layer in adapted_layers(model).values() for part in "AB"
+    }
+    assert ours == {id(parameter) for parameter in trained(model)}
+    assert learn(model, layout="padded")["grad_norm"] > 0
+    assert not torch.equal(logits(model), logits(first))
+    with without_adapters(model):
+        assert torch.equal(logits(model), logits(first))
+    assert {name for name, _ in sampling_weights(model)} == {name for name, _ in first.named_parameters()}
+    torch.testing.assert_close(logits(plain_copy(model)), logits(model), rtol=1e-4, atol=1e-4)
+    optimizer = open_optimizer(trained(model), weight_decay=0.0)
+    path = save_checkpoint(tmp_path, 1, model=model, optimizer=optimizer, trainer_state={})
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    add_adapters(again, rank=4, alpha=3.0, seed=1)
+    load_checkpoint(path, again, open_optimizer(trained(again), weight_decay=0.0))
+    assert torch.equal(logits(again), logits(model))
+    loaded = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval(), path)
+    assert torch.equal(logits(loaded), logits(model))
+    torch.testing.assert_close(logits(load_model(str(path), torch.float32)), logits(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The following")  # peft's own, of an unusual request
+def test_adapters_that_could_not_be_kept_are_refused(monkeypatch):
+    """Here peft adapts the experts all the same, as it does where it is left to find the layers."""
+    monkeypatch.setattr(adapters_module, "_linear_layers", lambda model: {"gate_proj", "up_proj", "down_proj", "q_proj"})
+    config = GRPOConfig(lora_rank=2, update="padded")
+    with pytest.raises(
+        UsageError, match=r"--lora-rank 2: peft gives Qwen3MoeForCausalLM other adapters than .*--lora-rank 0"
+    ):
+        ready_to_learn(mixture("qwen3_moe"), config)
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="--lora-rank 2: OnlyAHead has no linear layers"):
+        ready_to_learn(OnlyAHead(random_policy().config), config)
 
 
 def test_the_reference_is_the_policy_with_its_adapters_off():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -22,20 +22,11 @@ from learners.update.batch import Row, Terms
 from learners.update.losses import SURROGATES
 from learners.update.packing import Pack, ancestors, blocks_of_ancestors, packs, side_by_side, stacked
 from learners.update.step import UpdateSettings, frozen_logprobs, measured, token_logprobs, update_policy
-from learners.update.tree_attention import NAME, runs_of, tree_attention_forward, tree_mask
+from learners.update.tree_attention import NAME, longest_path, runs_of, tree_attention_forward, tree_mask
 
 CPU = torch.device("cpu")
 MODEL = random_policy().double()  # so that rounding, which a ratio of exp(2) makes more of, is no matter
 Group = list[list[Row]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These models are so small that a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # Trees by chance: branches after any token of a segment, texts by all authors, two ids, so that paths also meet by accident
@@ -235,6 +226,30 @@ def test_attention_over_runs_is_that_of_the_mask_and_so_is_its_gradient(one, oth
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
+@settings(deadline=None)
+@given(rows_by_chance)
+def test_a_layer_that_looks_back_less_far_than_its_longest_path_is_refused(rows: list[torch.Tensor]):
+    (pack,) = packs(rows, 1000)
+    longest = max(map(len, rows))
+    assert longest_path(runs_of(pack.ends)) == longest
+    tensors = [torch.randn(1, 2, len(pack.ids), 8) for _ in range(3)]
+    whole = tree_attention_forward(torch.nn.Module(), *tensors, tree_mask(pack.ends[None]))[0]
+    found, _ = tree_attention_forward(torch.nn.Module(), *tensors, tree_mask(pack.ends[None]), sliding_window=longest)
+    assert torch.equal(found, whole)
+    with pytest.raises(ValueError, match=f"this model has a sliding window of {longest - 1} tokens"):
+        tree_attention_forward(torch.nn.Module(), *tensors, tree_mask(pack.ends[None]), sliding_window=longest - 1)
+
+
+@pytest.mark.parametrize("sizes", [(16, 8), (8, 16)])
+def test_values_may_have_another_size_than_keys(sizes: tuple[int, int]):
+    (pack,) = packs([torch.tensor([1] * 5 + [last] * 4) for last in (2, 3)], 100)
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 13, size, generator=draw).double() for size in (sizes[0], *sizes))
+    found, _ = tree_attention_forward(torch.nn.Module(), query, key, value, tree_mask(pack.ends[None]))
+    scores = (query @ key.mT / sizes[0] ** 0.5).masked_fill(~ancestors(pack.ends[None]), -torch.inf)
+    torch.testing.assert_close(found, (scores.softmax(-1) @ value).transpose(1, 2), rtol=0, atol=1e-12)
+
+
 def test_with_any_other_mask_it_is_plain_attention():
     module, tensors = torch.nn.Module(), [torch.randn(1, 2, 5, 8) for _ in range(3)]
     lower = torch.ones(5, 5).tril().bool()[None, None]
@@ -248,7 +263,7 @@ def test_with_any_other_mask_it_is_plain_attention():
 @pytest.mark.parametrize("more", [{"dropout": 0.1}, {"softcap": 30.0}, {"s_aux": torch.zeros(2)}])
 def test_attention_that_is_more_than_a_softmax_of_products_is_refused(more):
     tensors = [torch.randn(1, 2, 5, 8) for _ in range(3)]
-    with pytest.raises(ValueError, match=f"this model has {next(iter(more))}.*use padded rows"):
+    with pytest.raises(ValueError, match=f"needs plain attention on a CPU, and this model has {next(iter(more))}"):
         tree_attention_forward(torch.nn.Module(), *tensors, tree_mask(torch.full((1, 5), 5)), **more)
 
 
@@ -398,13 +413,17 @@ def test_two_updates_are_equal_bit_for_bit():
     assert torch.equal(gradient(drawn(), layout="tree")[0], gradient(drawn(), layout="tree")[0])
 
 
-def test_a_model_with_a_window_is_refused():
+def test_a_model_with_a_window_is_refused_where_rows_are_longer():
+    """These have 40 + 6 + 3 + 6 tokens."""
     model = copy.deepcopy(MODEL)
-    model.config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(ValueError, match="needs a model with full attention, and this one has sliding_attention"):
+    model.config.layer_types = ["full_attention", "chunked_attention"]
+    with pytest.raises(ValueError, match="needs a model with full attention, and this one has chunked_attention layers"):
         gradient(drawn(), model, layout="tree")
-    model.config.layer_types, model.config.sliding_window = None, 32
-    with pytest.raises(ValueError, match="this one has a sliding window"):
+    model.config.layer_types, model.config.sliding_window = ["full_attention"] * 2, 54  # which no layer heeds
+    expected = gradient(drawn(), model, layout="padded")
+    assert_equal(gradient(drawn(), model, layout="tree"), expected)
+    model.config.layer_types = ["full_attention", "sliding_attention"]
+    with pytest.raises(ValueError, match="this one has a sliding window of 54 tokens"):
         gradient(drawn(), model, layout="tree")
 
 

@@ -78,6 +78,7 @@ def options(policy: Path, output: Path, *more: Any) -> list[str]:
 
 AHEAD = ("--async-steps", 1, "--gradient-checkpointing")
 ROUNDED = ("--dtype", "bfloat16")
+LEFT_OUT = {"wild": (), "silent": ("--total-tokens", 12)}
 
 
 def assert_alike(one: Path, other: Path, *steps: int) -> None:
@@ -143,8 +144,9 @@ def two(untaught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = {"run": (), "ahead": AHEAD, "rounded": ROUNDED}
     runs = [["grpo", *options(untaught, folder / name, *more)] for name, more in kinds.items()]
     runs += [["go on", str(folder / name), str(folder / f"{name}_resumed")] for name in ("run", "rounded")]
+    left_out = [[job, *options(untaught, folder / job, *more)] for job, more in LEFT_OUT.items()]
     broken = ["grpo", *short(untaught, folder / "broken", env="broken_parity:tests/Broken-v0")]
-    child = start(HERE / "world_jobs.py", json.dumps([*runs, broken]), path=folder)
+    child = start(HERE / "world_jobs.py", json.dumps([*runs, *left_out, broken]), path=folder)
     (folder / "printed").write_text(finish(child))
     assert child.returncode != 0
     return folder
@@ -158,7 +160,7 @@ def test_two_processes_do_what_one_does(alone: Path, two: Path) -> None:
 
 def test_only_the_first_process_prints_and_writes(two: Path) -> None:
     printed = (two / "printed").read_text()
-    assert printed.count("step 2/2") == 5  # once a run
+    assert printed.count("step 2/2") == 7  # once a run
     assert len(list((two / "run" / "tensorboard").iterdir())) == 1
     assert len((two / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
@@ -204,6 +206,14 @@ def test_steps_that_bfloat16_would_lose_are_kept_in_shards(untaught: Path, two: 
     assert metrics(tmp_path / "resumed")[1]["mismatch_max"] < 0.15
 
 
+@pytest.mark.parametrize(("job", "name"), [("wild", "skipped"), ("silent", "unwritten")])
+def test_two_processes_leave_the_same_mini_batches_out(untaught: Path, two: Path, job: str, name: str) -> None:
+    for record in metrics(two / job):
+        assert (record["optimizer_steps"], record[name]) == (0.0, 2.0)
+    assert same_weights(untaught, two / job / "checkpoints" / "step_000002")
+    assert (two / "printed").read_text().count("step 2: the gradient of 2 of 2 mini-batches was not finite") == 1
+
+
 def test_an_error_in_one_process_ends_the_run_and_says_which(two: Path) -> None:
     printed = (two / "printed").read_text()
     errors = re.findall(r"^error: .*$", printed, re.MULTILINE)
@@ -227,7 +237,6 @@ def test_what_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     for device, deterministic, size, says in (
         ("cuda:1", False, 4, "each process takes a GPU of its own; use --device cuda"),
         ("cuda", False, 8, "expected a GPU for each of 8 processes, found 4"),
-        ("cuda", True, 4, "use one process, or --no-deterministic"),
     ):
         with pytest.raises(UsageError, match=says):
             check_processes(GRPOConfig(device=device, deterministic=deterministic), World(size=size))

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 
 import pytest
+import torch
 import yaml
 from completions_server import CompletionsServer, Manners
 from policies import TOKENIZER, random_policy, saved_policy
@@ -243,6 +244,75 @@ def test_a_server_that_ends_an_action_for_a_reason_unknown_here_is_a_fault(serve
         asyncio.run(act(sampler, max_tokens=200))
 
 
+def test_a_server_that_does_not_say_why_it_ends_is_a_fault(server, opened):
+    opened.append(sampler := sampler_on(server))
+    server.manners.limit, server.manners.silent = 7, True
+    with pytest.raises(SamplerFault, match="ended a request without saying why"):
+        asyncio.run(asyncio.wait_for(act(sampler, max_tokens=20), 10))
+
+
+@pytest.mark.parametrize("token", [-1, 10**9])
+def test_an_id_that_is_no_token_is_a_fault(server, opened, token):
+    opened.append(sampler := sampler_on(server))
+    server.manners.instead = token
+    with pytest.raises(SamplerFault, match=f"told the token id {token} of a vocabulary of {sampler.vocabulary}"):
+        asyncio.run(asyncio.wait_for(act(sampler, max_tokens=5, stop=("never",)), 10))
+
+
+def test_what_goes_wrong_with_a_token_reaches_whoever_waits(server, opened, monkeypatch):
+    opened.append(sampler := sampler_on(server))
+
+    def broken(token):
+        raise OverflowError("no text")
+
+    monkeypatch.setattr(sampler, "_text_of", broken)
+    with pytest.raises(OverflowError, match="no text"):
+        asyncio.run(asyncio.wait_for(act(sampler, max_tokens=5, stop=("never",)), 10))
+
+
+class LargeServer:
+    """Answers for a vocabulary of the usual size as vLLM's does: the sampled token and the likeliest ones."""
+
+    address = "http://large"
+
+    def __init__(self, logits: torch.Tensor, processed: bool, seed: int) -> None:
+        self._logits, self._processed = logits, processed
+        self._draw = torch.Generator().manual_seed(seed)
+
+    def get(self, path):
+        return {"data": [{"id": "policy"}]}
+
+    def ask(self, path, body):
+        tempered = torch.log_softmax(self._logits / body["temperature"], dim=-1)
+        token = int(torch.multinomial(tempered.exp(), 1, generator=self._draw))
+        told = tempered if self._processed else torch.log_softmax(self._logits, dim=-1)
+        names = {f"token_id:{one}": float(told[one]) for one in (token, *told.topk(body["logprobs"]).indices.tolist())}
+        logprobs = {"tokens": [f"token_id:{token}"], "token_logprobs": [float(told[token])], "top_logprobs": [names]}
+        return [{"choices": [{"token_ids": [token], "logprobs": logprobs, "finish_reason": "length"}]}]
+
+
+RANK = torch.arange(1, 150_001, dtype=torch.float64).log()
+
+
+@pytest.mark.parametrize("processed", [True, False])
+@pytest.mark.parametrize(
+    "logits",
+    [
+        -1.5 * RANK,
+        -3.0 * RANK,
+        torch.where(RANK == 0, 6.0, -1.5 * RANK),
+        2.5 * torch.randn(len(RANK), generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+    ],
+    ids=["power", "steep", "peaked", "normal"],
+)
+def test_whether_log_probabilities_are_of_the_temperature_is_seen_whatever_is_sampled(logits, processed):
+    for seed in range(5):
+        sampler = ServerSampler(
+            LargeServer(logits, processed, seed), "policy", TOKENIZER, vocabulary=len(logits), seed=0, eos=(), length=LENGTH
+        )
+        assert sampler.tempered == processed
+
+
 def test_one_that_rewrites_prompts_is_refused(server):
     server.manners.rewrites = True
     with pytest.raises(SamplerFault, match="went on from other ids than it was sent"):
@@ -269,6 +339,7 @@ def playing(server: CompletionsServer, policy, *more: object) -> list[str]:
         ({"tempered": False}, ["--temperature", "0.5"], "of all tokens only.*--logprobs-mode processed_logprobs"),
         ({}, ["--entropy", "full"], "it tells no entropies of the whole vocabulary: use --entropy top-k"),
         ({}, ["--deterministic"], "it cannot promise bit-equal reruns"),
+        ({}, ["--temperature", "0.005"], r"it samples at a temperature of 0 or at least 0\.01, not at 0\.005"),
         ({}, ["--dtype", "bfloat16"], "--dtype is for the server to choose"),
         ({}, ["--model", "tiny"], "name the served model's id or folder by --model, for its tokenizer; found tiny"),
         ({}, ["--model", "oracle"], "for its tokenizer; found oracle"),

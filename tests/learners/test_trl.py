@@ -6,7 +6,6 @@ loss and its real advantages. Ours come from a twin of the model, the ids, the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,6 @@ from learners.update.losses import SURROGATES, kl_penalty, token_weights, weight
 
 VOCABULARY = 40
 RETURNS = [1.0, 0.0, 0.5, 1.1, 0.3, 0.3, 0.3, 0.3]  # two groups of four, the second of which says nothing
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These models are so small that a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small_model() -> Qwen3ForCausalLM:

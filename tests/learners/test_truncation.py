@@ -1,4 +1,4 @@
-"""Top-p and top-k: cut as transformers' own processors cut, in the sampler too; log-probabilities are of what is left."""
+"""Top-p and top-k: cut as transformers' own processors cut; who may ask for it, and who may not."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from learner_parts import short, untaught  # noqa: F401
-from policies import TOKENIZER, full_logprobs, random_policy
-from transformers import TopKLogitsWarper, TopPLogitsWarper
+from policies import TOKENIZER, cut_as_transformers_cuts, full_logprobs, random_policy
 
 from learners import collect, evaluate
 from learners.grpo import GRPO, GRPOConfig
@@ -20,18 +19,6 @@ from learners.sampling.sampler import Decoding
 from learners.sampling.transformers import TransformersSampler
 from learners.sampling.truncation import likeliest
 from tracebank import read_trajectories
-
-CUTS = ((1.0, 0), (0.8, 0), (1.0, 3), (0.5, 40), (1.0, 1), (1e-6, 0))  # top-p and top-k
-
-
-def warped(logprobs: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
-    """What transformers makes of one distribution, renormalised, [V]."""
-    row = logprobs[None]
-    if top_k:
-        row = TopKLogitsWarper(top_k)(None, row)
-    if top_p < 1:
-        row = TopPLogitsWarper(top_p)(None, row)
-    return torch.log_softmax(row[0], dim=-1)
 
 
 @settings(deadline=None, max_examples=50)
@@ -43,7 +30,9 @@ def warped(logprobs: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
 def test_rows_are_cut_as_transformers_cuts_them(cuts, size, seed):
     logprobs = torch.log_softmax(3 * torch.randn(len(cuts), size, generator=torch.Generator().manual_seed(seed)), dim=-1)
     top_p, top_k = (torch.tensor(values) for values in zip(*cuts, strict=True))
-    expected = torch.stack([warped(row, p, min(k, size)) for row, (p, k) in zip(logprobs, cuts, strict=True)])
+    expected = torch.stack(
+        [cut_as_transformers_cuts(row, p, min(k, size)) for row, (p, k) in zip(logprobs, cuts, strict=True)]
+    )
     torch.testing.assert_close(likeliest(logprobs, top_p, top_k), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -53,39 +42,10 @@ def test_tokens_that_tie_with_the_last_of_the_k_stay():
     torch.testing.assert_close(kept, row)
 
 
-def test_the_sampler_tells_the_log_probabilities_and_entropies_of_what_it_samples_from():
-    """Streams with unlike cuts in one batch, at unlike temperatures; at temperature 0 nothing is cut."""
-    model = random_policy()
-    temperatures = (1.0, 1.7, 0.0)
-
-    async def episode(source, index):
-        (top_p, top_k), temperature = CUTS[index % len(CUTS)], temperatures[index % 3]
-        stream = source.start((index,))
-        stream.append(TOKENIZER.encode(f"What is {index}?", add_special_tokens=False))
-        begin = len(stream.ids)
-        stream.decode(Decoding(temperature=temperature, max_tokens=6, top_p=top_p, top_k=top_k))
-        return begin, temperature, (top_p, top_k), list(stream.ids), await stream.rest()
-
-    async def everyone():
-        source = TransformersSampler(model, TOKENIZER, seed=0, eos=())
-        return await asyncio.gather(*(episode(source, index) for index in range(24)))
-
-    for begin, temperature, cut, prompt, action in asyncio.run(everyone()):
-        ids = [*prompt, *action.ids]
-        for place, (token, logprob, entropy) in enumerate(
-            zip(action.ids, action.logprobs, action.entropies, strict=True), start=begin
-        ):
-            whole = full_logprobs(model, ids, temperature or 1.0)[place - 1]
-            expected = warped(whole, *cut) if temperature else whole
-            assert logprob == pytest.approx(float(expected[token]), abs=3e-5)
-            probabilities = expected.exp()
-            assert entropy == pytest.approx(float(-torch.xlogy(probabilities, probabilities).sum()), abs=1e-4)
-
-
 def test_samples_follow_what_is_left():
     model = random_policy()
     prompt = TOKENIZER.encode("abc", add_special_tokens=False)
-    expected = warped(full_logprobs(model, prompt, temperature=1.7)[-1], 0.9, 12).exp().numpy()
+    expected = cut_as_transformers_cuts(full_logprobs(model, prompt, temperature=1.7)[-1], 0.9, 12).exp().numpy()
     assert 4 < (expected > 0).sum() <= 12
 
     async def draw(count):

@@ -9,15 +9,27 @@ python tests/learners/world_jobs.py '[["grpo", "--env", ...], ["go on", FROM, TO
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from learners.grpo import GRPO, GRPOConfig
 from learners.run.command import answering, parse
 from learners.run.trainer import train
+from learners.update.losses import TokenLoss
+
+
+class Wild(GRPO):
+    """GRPO with losses that are never finite."""
+
+    def surrogate(self, log_ratio: torch.Tensor, advantage: torch.Tensor, ratio_scale: torch.Tensor) -> TokenLoss:
+        found = super().surrogate(log_ratio, advantage, ratio_scale)
+        return replace(found, loss=found.loss * math.inf)
 
 
 def begun(run: Path, folder: Path) -> Path:
@@ -34,7 +46,8 @@ def work(jobs: list[list[str]]) -> None:
             if job == "go on":
                 run, folder = map(Path, arguments)
                 arguments = ["--resume", str(world.of_first(lambda run=run, folder=folder: begun(run, folder)))]
-            train(GRPO(parse(GRPOConfig, arguments, "")), world)
+            learner = Wild if job == "wild" else GRPO  # any other job is GRPO's too
+            train(learner(parse(GRPOConfig, arguments, "")), world)
 
 
 if __name__ == "__main__":
