@@ -34,7 +34,7 @@ QUICK = PROFILES["quick"]
 
 
 def asked(promise: Promise, make: Callable[[], gym.Env[Any, Any]] = Parrot, **changes: Any) -> Finding:
-    """What is found about one promise by 60 episodes."""
+    """What is found about one promise, by 60 episodes unless it is told otherwise."""
     return ask(promise, Subject(make), replace(QUICK, **{"examples": 60, **changes}))
 
 
@@ -138,7 +138,7 @@ def test_the_actions_of_an_oracle_are_shown_as_they_were_played() -> None:
             raise kit_parts.Broken("no success", "a success", trace)
 
     make = parts.make
-    finding = asked(Promise("hopeless", "Nobody wins.", check), lambda: make("MathTool-v0"))
+    finding = asked(Promise("hopeless", "Nobody wins.", check), lambda: make("MathTool-v0"), examples=600)
     assert finding.episode is not None
     assert list(finding.episode.actions) == [EXPERT, EXPERT]
     assert [str(action)[:8] for action in finding.actions] == ["<python>", "<answer>"]

@@ -39,10 +39,10 @@ def played(make: Any, count: int) -> list[Trace]:
 
 @pytest.mark.parametrize("name", parts.SETTINGS)
 def test_most_episodes_reach_a_tool(name: str) -> None:
-    traces = played(functools.partial(parts.make, name), 120)
+    traces = played(functools.partial(parts.make, name), 300)
     infos = [[moment.info for moment in trace[1:]] for trace in traces]
-    assert sum(any(info["tool"] for info in trace) for trace in infos) > 60
-    assert sum(any(info["tool"] and not info["policy_fault"] for info in trace) for trace in infos) > 30
+    assert sum(any(info["tool"] for info in trace) for trace in infos) > 150
+    assert sum(any(info["tool"] and not info["policy_fault"] for info in trace) for trace in infos) > 75
     assert {info["policy_fault"] for trace in infos for info in trace} > {"", "no_action"}
     assert {info["tool"] for trace in infos for info in trace} >= {tool.name for tool in parts.make(name).unwrapped.tools}  # type: ignore[attr-defined]
 
@@ -51,7 +51,7 @@ def test_actions_of_a_tool_environment_are_of_every_kind() -> None:
     env = ToolEnv(tasks=parts.Riddles(), verifier=parts.SameString(), tools=[parts.divide, parts.shout])
     drawn: list[Action] = []
 
-    @settings(DRAWN, max_examples=600)
+    @settings(DRAWN, max_examples=3_000)
     @given(actions(lambda: ToolEnv(tasks=parts.Riddles(), verifier=parts.SameString(), tools=[parts.divide, parts.shout])))
     def collect(action: Action) -> None:
         drawn.append(action)

@@ -25,7 +25,8 @@ DRAWN = settings(
     suppress_health_check=list(HealthCheck),
     phases=[Phase.generate],
 )
-SHRUNK = settings(DRAWN, phases=[Phase.generate, Phase.shrink])
+UNTIL_FOUND = settings(DRAWN, max_examples=20_000)  # the rarest comes once in a few hundred; the first ends the search
+SHRUNK = settings(UNTIL_FOUND, phases=[Phase.generate, Phase.shrink])
 
 
 def tags(text: str) -> list[tuple[int, int]]:
@@ -33,20 +34,7 @@ def tags(text: str) -> list[tuple[int, int]]:
     return [(text.count(f"<{name}>"), text.count(f"</{name}>")) for name in set(re.findall(r"</?(\w+)>", text))]
 
 
-@pytest.fixture(scope="module")
-def drawn() -> list[str]:
-    """Fifteen hundred texts."""
-    collected: list[str] = []
-
-    @settings(DRAWN, max_examples=1_500)
-    @given(texts(["<mine>"]))
-    def collect(text: str) -> None:
-        collected.append(text)
-
-    collect()
-    return collected
-
-
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @pytest.mark.parametrize(
     "wanted",
     [
@@ -74,14 +62,15 @@ def drawn() -> list[str]:
         pytest.param(lambda text: "<mine>" in text, id="a marker of its own"),
     ],
 )
-def test_texts_hold_whatever_breaks_parsers(drawn: list[str], wanted: Callable[[str], bool]) -> None:
-    assert any(wanted(text) for text in drawn)
+def test_texts_hold_whatever_breaks_parsers(wanted: Callable[[str], bool]) -> None:
+    assert wanted(find(texts(["<mine>"]), wanted, settings=UNTIL_FOUND))
 
 
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
 def test_texts_shrink_to_short_and_simple_ones() -> None:
     assert find(texts(), lambda text: True, settings=SHRUNK) == ""
-    assert len(find(texts(), lambda text: any("\ud800" <= c <= "\udfff" for c in text), settings=SHRUNK)) == 1
+    lone = find(texts(), lambda text: any("\ud800" <= c <= "\udfff" for c in text), settings=SHRUNK)
+    assert len(lone) < 20, "it stands alone, or in a single pair of tags"
     long = find(texts(), lambda text: len(text) > 50_000, settings=SHRUNK)
     assert len(long) < 52_000
     assert len(literal(long)) < 100, "a long text is a repetition, so that a line to reproduce it is short"

@@ -205,7 +205,11 @@ def test_frames_are_read_in_place_and_acted_on(page: Page) -> None:
     first, second = inner.format(2, 3), inner.format(4, 5)
     assert body(page) == f"before [e1 button: first]\n{first}between\n{second}after [e6 button: last]"
     page.click("e2")
-    page.click("e4")  # of another site, in a process of its own, and far below what is in view
+    for _ in range(3):  # of another site, in a process of its own, and far below what is in view
+        page.click("e4")
+        if body(page).count("button: pressed]") == 2:
+            break
+        time.sleep(0.5)  # where the machine is busy, a click may come before the frame is drawn where it is now
     assert body(page).count("button: pressed]") == 2
     page.click("e5")
     assert "second inner text" in page.snapshot()
