@@ -305,7 +305,8 @@ def test_a_thief_of_requests_costs_one_call(host: HostProcess) -> None:
     statuses = [host.ask("run", code="x = 1", timeout=0.5).status for _ in range(6)]
     assert statuses.count("timeout") <= 1
     assert set(statuses) <= {"ok", "timeout"}
-    next_call_works(host)
+    if "timeout" in statuses:  # else it has never been first, and the one call may still be the next
+        next_call_works(host)
 
 
 CLOSED_DOORS = """
