@@ -44,6 +44,7 @@ class SkipWatch:
             NotFinite: It is the last of `PATIENCE` batches in a row whose gradients were all not finite.
         """
         taken, skipped, unwritten = (int(metrics[name]) for name in ("optimizer_steps", "skipped", "unwritten"))
+        all_of_them = taken + skipped + unwritten
         if unwritten and not self._told_of_unwritten:
             self._told_of_unwritten = True
             logger.warning(
@@ -51,14 +52,14 @@ class SkipWatch:
                 "below --total-tokens, the policy writes nothing",
                 step,
                 unwritten,
-                taken + skipped + unwritten,
+                all_of_them,
             )
         if skipped:
             logger.warning(
                 "step %d: the gradient of %d of %d mini-batches was not finite; they are left out (metric skipped)",
                 step,
                 skipped,
-                taken + skipped + unwritten,
+                all_of_them,
             )
         if taken or skipped:
             self.in_a_row = 0 if taken else self.in_a_row + 1

@@ -302,11 +302,10 @@ def test_what_threads_print_after_the_reply_waits_for_the_next_call(host: HostPr
 def test_a_thief_of_requests_costs_one_call(host: HostProcess) -> None:
     thief = STOLEN_NUMBER + "import threading\nthreading.Thread(target=os.read, args=(control, 9999), daemon=True).start()"
     assert host.ask("run", code=thief).status == "ok"
-    statuses = [host.ask("run", code="x = 1", timeout=0.5).status for _ in range(6)]
+    statuses = [host.ask("run", code="x = 1", timeout=0.5).status for _ in range(30)]  # in one of them it is first
     assert statuses.count("timeout") <= 1
     assert set(statuses) <= {"ok", "timeout"}
-    if "timeout" in statuses:  # else it has never been first, and the one call may still be the next
-        next_call_works(host)
+    next_call_works(host)
 
 
 CLOSED_DOORS = """
